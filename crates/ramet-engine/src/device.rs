@@ -1,0 +1,71 @@
+//! The block device contract that front ends (NBD today) serve.
+//!
+//! Owns the two traits only. Invariant: every call is complete when it returns; a front end may call from many threads at once.
+
+use crate::EngineError;
+use std::sync::Arc;
+
+/// A volume or a snapshot as a block device. Offsets and lengths are bytes and need no alignment.
+///
+/// A read sees every write completed before it; overlapping writes of two threads land in either order,
+/// each 4 KiB block whole. After `flush` returns, everything completed before the call, on any handle of
+/// the same volume, is durable.
+pub trait BlockDevice: Send + Sync {
+    /// Size in bytes at the time of the call.
+    fn size_bytes(&self) -> u64;
+
+    /// True for snapshots; writes, trims and zeroes then fail with kind `Forbidden`.
+    fn read_only(&self) -> bool;
+
+    /// Fill `buffer` from `offset_bytes`; never-written blocks are zeros.
+    ///
+    /// # Errors
+    /// `Invalid` past the end; `Corrupt` where a checksum fails; `Unavailable` after close.
+    fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError>;
+
+    /// Write `bytes` at `offset_bytes`; durable on return where `fua`.
+    ///
+    /// # Errors
+    /// `Invalid` past the end; `Forbidden` on a snapshot; `Full`; `Unavailable` when poisoned or closed.
+    fn write(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<(), EngineError>;
+
+    /// Make a range read as zeros and take no space; durable on return where `fua`. Cost follows the map, not the length.
+    ///
+    /// # Errors
+    /// As `write`.
+    fn trim(&self, offset_bytes: u64, length_bytes: u64, fua: bool) -> Result<(), EngineError>;
+
+    /// As `trim`; the range is certain to read as zeros, partial blocks at the edges included.
+    ///
+    /// # Errors
+    /// As `write`.
+    fn write_zeroes(&self, offset_bytes: u64, length_bytes: u64, fua: bool)
+    -> Result<(), EngineError>;
+
+    /// Make everything completed before this call durable.
+    ///
+    /// # Errors
+    /// `Unavailable` when the pool is poisoned or closed.
+    fn flush(&self) -> Result<(), EngineError>;
+}
+
+/// One export as a listing shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Current name.
+    pub name: String,
+    /// Object id, to match connections against objects that are about to go.
+    pub object: u64,
+}
+
+/// The namespace that a front end serves.
+pub trait Exports: Send + Sync {
+    /// All exports, sorted by name.
+    fn list(&self) -> Vec<Export>;
+
+    /// Open by name or UUID. The object counts as attached until the returned device is dropped.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` while the object is being detached by force.
+    fn open(&self, name: &str) -> Result<(Export, Arc<dyn BlockDevice>), EngineError>;
+}

@@ -1,0 +1,109 @@
+"""The Rust core as Python sees it. Only `ramet.pool` imports it; prose for users is in `ramet.pool`."""
+
+from typing import final
+
+from typing_extensions import Buffer
+
+@final
+class Object:
+    """What the pool knows of one volume or snapshot at the moment of the call."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str:
+        """`volume` or `snapshot`."""
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def mapped_bytes(self) -> int: ...
+    @property
+    def created_ns(self) -> int:
+        """Nanoseconds since 1970, UTC."""
+    @property
+    def parent(self) -> str | None:
+        """UUID of the nearest living ancestor in the tree of lineage, or None."""
+    @property
+    def source(self) -> str | None:
+        """UUID of the object it was taken or cloned from (which may be deleted since), or None."""
+    @property
+    def batch(self) -> str:
+        """UUID shared by all objects of one command."""
+    @property
+    def attached_count(self) -> int: ...
+
+@final
+class Device:
+    """A volume or snapshot, open for I/O. Keeps working by id when the object is renamed."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def read_only(self) -> bool: ...
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes: ...
+    def read_into(self, offset_bytes: int, buffer: Buffer) -> None: ...
+    def write(self, offset_bytes: int, data: Buffer, fua: bool = False) -> None: ...
+    def trim(self, offset_bytes: int, length_bytes: int) -> None: ...
+    def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None: ...
+    def flush(self) -> None: ...
+
+@final
+class NbdServer:
+    """An NBD server on a unix socket. Stops when closed or dropped."""
+
+    @property
+    def socket_path(self) -> str: ...
+    @property
+    def connections_count(self) -> int: ...
+    def close_connections(self, objects: list[int]) -> int:
+        """Refuse new connections to these object ids and close the open ones; result: how many were closed.
+
+        They stay refused until `allow_connections`."""
+    def allow_connections(self, objects: list[int]) -> None: ...
+    def close(self) -> None:
+        """Stop accepting, let requests in progress finish and be answered, flush, close all. Idempotent."""
+
+@final
+class Pool:
+    """An open pool. All calls may come from several threads; blocking ones release the GIL."""
+
+    @staticmethod
+    def create(path: str, segment_bytes: int = 0) -> None:
+        """Make an empty pool in a directory that is empty or missing. 0: the default of 64 MiB."""
+    @staticmethod
+    def open(path: str, read_only: bool = False) -> Pool: ...
+    def close(self) -> None:
+        """Flush, seal, give the lock back. Idempotent. Later calls raise UnavailableError."""
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
+    def stats(self) -> dict[str, int | str | bool]: ...
+    def list(self) -> list[Object]:
+        """All volumes and snapshots, sorted by name."""
+    def find(self, name: str) -> Object:
+        """By name or UUID. Raises NotFoundError."""
+    def taken(self, names: list[str]) -> list[str]:
+        """Those of `names` that are in use."""
+    def create_volumes(self, names: list[str], size_bytes: int) -> list[Object]: ...
+    def snapshot(self, volumes: list[str], names: list[str]) -> list[Object]:
+        """One instant; `names[i]` is the snapshot of `volumes[i]`."""
+    def clone(self, source: str, names: list[str], size_bytes: int | None = None) -> list[Object]: ...
+    def revert(self, volume: str, snapshot: str, keep_name: str | None = None) -> list[Object]:
+        """Result: the volume, and the snapshot of what was discarded where `keep_name` is given."""
+    def rename(self, name: str, new_name: str) -> Object: ...
+    def delete(self, names: list[str]) -> list[Object]:
+        """All in one commit. BusyError where one is attached. Result: the objects as they were."""
+    def flush(self) -> None: ...
+    def open_device(self, name: str) -> Device:
+        """By name or UUID, for use in this process; does not count as attached."""
+    def serve_nbd(self, socket_path: str) -> NbdServer:
+        """Serve all objects by name. Replaces a stale socket; mode 0600."""
+
+def version() -> str: ...
