@@ -1,5 +1,9 @@
-"""The Rust core as Python sees it. Only `ramet.pool` imports it; prose for users is in `ramet.pool`."""
+"""The Rust core as Python sees it.
 
+Only `ramet.pool` imports it; prose for users is there.
+"""
+
+import builtins
 from typing import final
 
 from typing_extensions import Buffer
@@ -60,12 +64,13 @@ class NbdServer:
     @property
     def connections_count(self) -> int: ...
     def close_connections(self, objects: list[int]) -> int:
-        """Refuse new connections to these object ids and close the open ones; result: how many were closed.
+        """Close the connections to these object ids, and refuse new ones until `allow_connections`.
 
-        They stay refused until `allow_connections`."""
+        Result: how many were closed.
+        """
     def allow_connections(self, objects: list[int]) -> None: ...
     def close(self) -> None:
-        """Stop accepting, let requests in progress finish and be answered, flush, close all. Idempotent."""
+        """Stop accepting, answer the requests in progress, flush, close all. Idempotent."""
 
 @final
 class Pool:
@@ -85,20 +90,32 @@ class Pool:
     @property
     def read_only(self) -> bool: ...
     def stats(self) -> dict[str, int | str | bool]: ...
-    def list(self) -> list[Object]:
+    def list(self) -> builtins.list[Object]:
         """All volumes and snapshots, sorted by name."""
     def find(self, name: str) -> Object:
         """By name or UUID. Raises NotFoundError."""
-    def taken(self, names: list[str]) -> list[str]:
+    def taken(self, names: builtins.list[str]) -> builtins.list[str]:
         """Those of `names` that are in use."""
-    def create_volumes(self, names: list[str], size_bytes: int) -> list[Object]: ...
-    def snapshot(self, volumes: list[str], names: list[str]) -> list[Object]:
+    def create_volumes(
+        self, names: builtins.list[str], size_bytes: int
+    ) -> builtins.list[Object]: ...
+    def snapshot(
+        self, volumes: builtins.list[str], names: builtins.list[str]
+    ) -> builtins.list[Object]:
         """One instant; `names[i]` is the snapshot of `volumes[i]`."""
-    def clone(self, source: str, names: list[str], size_bytes: int | None = None) -> list[Object]: ...
-    def revert(self, volume: str, snapshot: str, keep_name: str | None = None) -> list[Object]:
-        """Result: the volume, and the snapshot of what was discarded where `keep_name` is given."""
+    def clone(
+        self, source: str, names: builtins.list[str], size_bytes: int | None = None
+    ) -> builtins.list[Object]: ...
+    def revert(
+        self,
+        volume: str,
+        snapshot: str,
+        keep_name: str | None = None,
+        take_size: bool = False,
+    ) -> builtins.list[Object]:
+        """Give the volume, and the snapshot of what was discarded where `keep_name` is given."""
     def rename(self, name: str, new_name: str) -> Object: ...
-    def delete(self, names: list[str]) -> list[Object]:
+    def delete(self, names: builtins.list[str]) -> builtins.list[Object]:
         """All in one commit. BusyError where one is attached. Result: the objects as they were."""
     def flush(self) -> None: ...
     def open_device(self, name: str) -> Device:

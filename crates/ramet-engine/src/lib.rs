@@ -1,7 +1,25 @@
 //! Maps, objects, names and lineage: everything between a block device call and the log.
+//!
+//! Owns what a volume means. Calls the log; called by front ends (through `BlockDevice` and `Exports`) and by the binding.
+//! Invariants: log order is the order in which writes become visible; a map is changed inside the gate only.
 
+mod command;
 mod device;
+mod engine;
 mod error;
+mod failure;
+mod head;
+pub mod lineage;
+pub mod map;
+mod object;
+mod record;
+mod space;
+mod verbs;
+mod volume;
 
 pub use device::{BlockDevice, Export, Exports};
+pub use engine::{Engine, PoolExports, Stats};
 pub use error::{EngineError, Kind};
+pub use object::{ObjectFields, ObjectInfo, ObjectKind};
+pub use record::{Item, OBJECTS_MAX, Record, Verb};
+pub use verbs::{SECTOR_BYTES, SIZE_BYTES_MAX};

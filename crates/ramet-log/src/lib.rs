@@ -1,5 +1,28 @@
-//! The log: segments, batches, group commit, verified reads, recovery.
+//! The log: segments, batches, the gate, group commit, verified reads, recovery.
+//!
+//! Owns the bytes of a pool directory and their order. Calls the store only; knows objects by number and records as bytes.
+//! Invariants: what `commit` acknowledged survives; `read` gives verified bytes or an error; see docs/internals/format.md.
 
+mod chain;
+mod checksum;
+mod commit;
+mod create;
+mod error;
+pub mod format;
+mod gate;
+mod log;
+mod recovery;
+mod room;
+mod segment;
+mod staging;
+mod superblock;
+mod tail;
 mod types;
 
+pub use checksum::{crc, crc_blocks};
+pub use create::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+pub use error::{LogError, Result};
+pub use gate::{GateGuard, PreparedRecord, RECORD_BYTES_MAX};
+pub use log::{Counters, Log};
+pub use recovery::{Apply, Replay};
 pub use types::*;

@@ -6,9 +6,11 @@
 //! Paths are relative to the store's root, with `/` between names (`segments/000000001000.seg`).
 
 mod error;
+mod file;
 
 
 pub use error::StoreError;
+pub use file::FileStore;
 
 
 use std::sync::Arc;

@@ -1,0 +1,315 @@
+//! A pool while it is open: the log, the objects, their heads, the tree of lineage. Open, look up, background steps, close.
+//!
+//! Calls the log; called by front ends and the binding. Invariant: the table shows durable objects only.
+
+use crate::command::Prepared;
+use crate::head::{Heads, InGate};
+use crate::map::LEAF_BLOCKS;
+use crate::object::{Object, ObjectInfo, ObjectKind, Table};
+use crate::record::Record;
+use crate::space::Space;
+use crate::volume::{VolumeDevice, replay_clear, replay_write};
+use crate::{BlockDevice, EngineError, Export, Exports, Kind};
+use parking_lot::{Mutex, RwLock};
+use ramet_log::{BLOCK_BYTES_U64, Log, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT};
+use ramet_store::{FileStore, Store};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
+
+/// Nodes and runs that one background step looks at: about a millisecond.
+const STEP_BUDGET: u64 = 4096;
+
+/// An open pool.
+pub struct Engine {
+    pub(crate) log: Log,
+    pub(crate) log_uuid: Uuid,
+    pub(crate) table: RwLock<Table>,
+    pub(crate) heads: Arc<Heads>,
+    pub(crate) space: Space,
+    pub(crate) commands: Mutex<Commands>,
+    /// Held for reading while something is attached, for writing while a command ends or replaces objects.
+    pub(crate) attaching: RwLock<()>,
+}
+
+/// What commands need one after the other.
+#[derive(Default)]
+pub(crate) struct Commands {
+    epoch: u64,
+    ordinal: u64,
+    last: Position,
+}
+
+/// Bits of an object's id below its epoch.
+const ORDINAL_BITS: u32 = 28;
+
+impl Commands {
+    pub(crate) fn next_id(&mut self, epoch: u64) -> ObjectId {
+        if epoch != self.epoch {
+            (self.epoch, self.ordinal) = (epoch, 0);
+        }
+        assert!(self.ordinal < 1 << ORDINAL_BITS, "object ids of an epoch are used up");
+        let id = ObjectId((epoch << ORDINAL_BITS) | self.ordinal);
+        self.ordinal += 1;
+        id
+    }
+
+    pub(crate) fn note(&mut self, position: Position) {
+        assert!(position > self.last, "commands pass the gate in order");
+        self.last = position;
+    }
+}
+
+/// How a pool is doing.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Volumes and snapshots.
+    pub volumes_count: u64,
+    /// See `volumes_count`.
+    pub snapshots_count: u64,
+    /// Sum over all objects of what they map: what full copies would take.
+    pub mapped_bytes: u64,
+    /// Segment files.
+    pub segments_count: u64,
+    /// Bytes of blocks that nobody holds any more.
+    pub dead_bytes: u64,
+    /// Places that wait to be walked.
+    pub dying_count: u64,
+    /// Batches made durable and begun.
+    pub durable_sequence: u64,
+    /// See `durable_sequence`.
+    pub appended_sequence: u64,
+    /// Log bytes that wait in memory.
+    pub staged_bytes: u64,
+    /// Syncs, bytes written, segments sealed since opening; batches replayed by it.
+    pub syncs_count: u64,
+    /// See `syncs_count`.
+    pub written_bytes: u64,
+    /// See `syncs_count`.
+    pub sealed_count: u64,
+    /// See `syncs_count`.
+    pub replayed_count: u64,
+    /// How long commands closed the gate: the last, the longest.
+    pub gate_closed_ns_last: u64,
+    /// See `gate_closed_ns_last`.
+    pub gate_closed_ns_max: u64,
+    /// Bytes free on the medium, and in all.
+    pub space_free_bytes: u64,
+    /// See `space_free_bytes`.
+    pub space_bytes: u64,
+    /// The failure after which writes are refused; empty: none.
+    pub poisoned: String,
+}
+
+impl Engine {
+    /// Make an empty pool in the directory `path`; 0: segments of the default size.
+    ///
+    /// # Errors
+    /// `Conflict` where the directory is not empty; `Invalid` for a segment size; `Full`; `Unavailable` where it cannot be written.
+    ///
+    /// # Durability
+    /// Durable on return.
+    pub fn create(path: &Path, segment_bytes: u64) -> Result<(), EngineError> {
+        Self::create_in(&FileStore::new(path), segment_bytes)
+    }
+
+    /// `create` in any store.
+    ///
+    /// # Errors
+    /// As `create`.
+    pub fn create_in(store: &dyn Store, segment_bytes: u64) -> Result<(), EngineError> {
+        let segment_bytes = if segment_bytes == 0 { SEGMENT_BYTES_DEFAULT } else { segment_bytes };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let created_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        let leaf_blocks = u32::try_from(LEAF_BLOCKS).expect("a small constant");
+        Ok(Log::create(store, segment_bytes, leaf_blocks, created_ns)?)
+    }
+
+    /// Open the pool in the directory `path`.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Busy` where somebody else has it; `Invalid` for an unknown format; `Corrupt` where
+    /// something durable is damaged.
+    pub fn open(path: &Path, read_only: bool) -> Result<Arc<Engine>, EngineError> {
+        Self::open_in(Arc::new(FileStore::new(path)), read_only)
+    }
+
+    /// `open` in any store.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_in(store: Arc<dyn Store>, read_only: bool) -> Result<Arc<Engine>, EngineError> {
+        let (mut table, heads, space) = (Table::default(), Arc::new(Heads::default()), Space::default());
+        let mut last = Position::ZERO;
+        let log = Log::open(store, read_only, &mut |said| match said {
+            Replay::Write { object, first, count, locator } => replay_write(&table, &space, object, first, count, locator),
+            Replay::Clear { object, first, count, position } => replay_clear(&table, &space, object, first, count, position),
+            Replay::Record { payload, position } => {
+                let record = Record::decode(payload)?;
+                let mut prepared = Prepared::new(&record, &table, &heads)?;
+                space.reserve(prepared.places());
+                prepared.enact(InGate::replaying(), position);
+                prepared.settle(&space, position);
+                prepared.publish(&mut table);
+                last = position;
+                Ok(())
+            }
+        })?;
+        let log_uuid = Uuid::from_bytes(log.uuid());
+        let commands = Mutex::new(Commands { last, ..Commands::default() });
+        let attaching = RwLock::new(());
+        Ok(Arc::new(Engine { log, log_uuid, table: RwLock::new(table), heads, space, commands, attaching }))
+    }
+
+    /// The pool's UUID.
+    pub fn uuid(&self) -> Uuid {
+        Uuid::from_bytes(self.log.descriptor().pool)
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn read_only(&self) -> bool {
+        self.log.read_only()
+    }
+
+    /// All objects, sorted by name.
+    pub fn list(&self) -> Vec<ObjectInfo> {
+        let table = self.table.read();
+        table.by_name().map(|object| self.info_in(&table, object)).collect()
+    }
+
+    /// One object, by name or UUID.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn find(&self, name: &str) -> Result<ObjectInfo, EngineError> {
+        let object = self.find_object(name)?;
+        Ok(self.info(&object))
+    }
+
+    /// Those of `names` that are in use.
+    pub fn taken(&self, names: &[String]) -> Vec<String> {
+        let table = self.table.read();
+        names.iter().filter(|name| table.is_taken(name)).cloned().collect()
+    }
+
+    /// Open an object for use in this process; it does not count as attached.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn device(self: &Arc<Self>, name: &str) -> Result<Arc<dyn BlockDevice>, EngineError> {
+        let object = self.find_object(name)?;
+        Ok(Arc::new(VolumeDevice::new(self.clone(), object, false)))
+    }
+
+    /// Make everything durable.
+    ///
+    /// # Errors
+    /// `Unavailable` when poisoned.
+    pub fn flush(&self) -> Result<(), EngineError> {
+        Ok(self.log.flush()?)
+    }
+
+    /// Background work; called a few times a second by whoever holds the pool. Result: whether more is waiting.
+    ///
+    /// # Errors
+    /// `Unavailable` where a write or sync fails.
+    pub fn step(&self, now: Instant) -> Result<bool, EngineError> {
+        let walking = self.space.step(STEP_BUDGET);
+        Ok(self.log.step(now)? || walking)
+    }
+
+    /// Flush, seal, give the lock back. Idempotent; later calls give `Unavailable`.
+    ///
+    /// # Errors
+    /// `Unavailable` where the last writes fail; the lock is given back all the same.
+    pub fn close(&self) -> Result<(), EngineError> {
+        let _commands = self.commands.lock();
+        Ok(self.log.close()?)
+    }
+
+    /// How the pool is doing.
+    ///
+    /// # Errors
+    /// `Unavailable` where the medium does not say how full it is.
+    pub fn stats(&self) -> Result<Stats, EngineError> {
+        let counters = &self.log.counters;
+        let (segments, staged_bytes) = self.log.sizes();
+        let (space_free_bytes, space_bytes) = self.log.store().space_bytes().map_err(ramet_log::LogError::from)?;
+        let (mut volumes_count, mut mapped_bytes) = (0, 0u64);
+        let table = self.table.read();
+        for object in table.by_name() {
+            volumes_count += u64::from(object.kind == ObjectKind::Volume);
+            mapped_bytes = mapped_bytes.saturating_add(object.head.map().mapped() * BLOCK_BYTES_U64);
+        }
+        let (dead_blocks, dying_count) = self.space.figures();
+        Ok(Stats {
+            volumes_count,
+            snapshots_count: table.count() as u64 - volumes_count,
+            mapped_bytes,
+            segments_count: segments as u64,
+            dead_bytes: dead_blocks * BLOCK_BYTES_U64,
+            dying_count,
+            durable_sequence: self.log.durable().0,
+            appended_sequence: self.log.appended().0,
+            staged_bytes,
+            syncs_count: counters.syncs.load(Ordering::Relaxed),
+            written_bytes: counters.written_bytes.load(Ordering::Relaxed),
+            sealed_count: counters.sealed.load(Ordering::Relaxed),
+            replayed_count: counters.replayed.load(Ordering::Relaxed),
+            gate_closed_ns_last: counters.gate_closed_ns_last.load(Ordering::Relaxed),
+            gate_closed_ns_max: counters.gate_closed_ns_max.load(Ordering::Relaxed),
+            space_free_bytes,
+            space_bytes,
+            poisoned: self.log.poisoned().unwrap_or_default().to_string(),
+        })
+    }
+
+    pub(crate) fn find_object(&self, name: &str) -> Result<Arc<Object>, EngineError> {
+        let not_found = || EngineError::new(Kind::NotFound, "object_not_found", format!("nothing is named '{name}'; hint: `ramet volume list` and `ramet snapshot list` show what there is"));
+        self.table.read().find(name).cloned().ok_or_else(not_found)
+    }
+
+    pub(crate) fn info(&self, object: &Object) -> ObjectInfo {
+        self.info_in(&self.table.read(), object)
+    }
+
+    fn info_in(&self, table: &Table, object: &Object) -> ObjectInfo {
+        let fields = &object.fields;
+        let parent = self.space.living_ancestor(object.place());
+        ObjectInfo {
+            id: fields.id,
+            uuid: fields.uuid,
+            name: object.name(),
+            kind: object.kind,
+            size_bytes: object.size_bytes(),
+            mapped_bytes: object.head.map().mapped() * BLOCK_BYTES_U64,
+            created_ns: fields.created_ns,
+            parent: parent.and_then(|place| table.get(ObjectId(place))).map(|parent| parent.fields.uuid),
+            source: (!fields.origin_object.is_nil()).then_some(fields.origin_object),
+            batch: fields.batch,
+            attached_count: object.attached.load(Ordering::Acquire),
+        }
+    }
+}
+
+/// A pool as front ends see it.
+pub struct PoolExports(pub Arc<Engine>);
+
+impl Exports for PoolExports {
+    fn list(&self) -> Vec<Export> {
+        let export = |object: &Arc<Object>| Export { name: object.name(), object: object.id().0 };
+        self.0.table.read().by_name().map(export).collect()
+    }
+
+    fn open(&self, name: &str) -> Result<(Export, Arc<dyn BlockDevice>), EngineError> {
+        let _attaching = self.0.attaching.read();
+        let object = self.0.find_object(name)?;
+        if object.is_deleted() {
+            return Err(EngineError::new(Kind::Busy, "object_ending", format!("'{name}' is being deleted; hint: choose another")));
+        }
+        let export = Export { name: object.name(), object: object.id().0 };
+        Ok((export, Arc::new(VolumeDevice::new(self.0.clone(), object, true))))
+    }
+}

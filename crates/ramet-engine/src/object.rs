@@ -1,0 +1,226 @@
+//! Objects: volumes and snapshots, and the table of their names.
+//!
+//! Invariants: a name belongs to one object; ids and UUIDs are never used twice; an object that is not in the table takes no I/O.
+
+use crate::head::{HeadRef, Heads};
+use parking_lot::RwLock;
+use ramet_log::{ObjectId, Position};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use uuid::Uuid;
+
+/// What an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ObjectKind {
+    /// Writable.
+    Volume = 1,
+    /// Never changes.
+    Snapshot = 2,
+}
+
+impl ObjectKind {
+    pub(crate) fn from_raw(raw: &[u8]) -> Result<Self, String> {
+        match raw {
+            [1] => Ok(ObjectKind::Volume),
+            [2] => Ok(ObjectKind::Snapshot),
+            other => Err(format!("an object of unknown kind {other:?}")),
+        }
+    }
+}
+
+/// What the log stores of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectFields {
+    /// Opaque, unique for ever.
+    pub id: ObjectId,
+    /// Stays with a snapshot when it is replicated.
+    pub uuid: Uuid,
+    /// Unique among the living.
+    pub name: String,
+    /// `None` in records that do not make the object.
+    pub kind: Option<ObjectKind>,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Shared by all objects of one command.
+    pub batch: Uuid,
+    /// Nanoseconds since 1970.
+    pub created_ns: u64,
+    /// The place it was hung under when it was made.
+    pub parent: ObjectId,
+    /// The object it was taken from: UUID, that one's log, the position there.
+    pub origin_object: Uuid,
+    /// See `origin_object`.
+    pub origin_log: Uuid,
+    /// See `origin_object`.
+    pub origin_position: Position,
+    /// Number shown to guests; zero: none.
+    pub serial: u64,
+    /// 0: not locked. Kept for the protection features to come.
+    pub lock_mode: u8,
+    /// Lock clock at which a lock ends.
+    pub lock_until_ns: u64,
+    /// Time after which a deleted object may go.
+    pub delete_after_ns: u64,
+    /// JSON, owned by the layer above.
+    pub attributes: Vec<u8>,
+    /// Fields of later versions, as they are.
+    pub unknown: Vec<u8>,
+}
+
+/// A living volume or snapshot.
+pub(crate) struct Object {
+    pub(crate) fields: ObjectFields,
+    pub(crate) kind: ObjectKind,
+    name: RwLock<String>,
+    size_bytes: AtomicU64,
+    pub(crate) head: HeadRef,
+    heads: Arc<Heads>,
+    /// Its place in the tree of lineage; a revert gives it another.
+    place: AtomicU64,
+    /// Whether that place is living; shared with its children's heads.
+    pub(crate) living: Arc<AtomicBool>,
+    /// Front ends that have it open.
+    pub(crate) attached: AtomicU32,
+    deleted: AtomicBool,
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        // Only now can nobody read through the head any more.
+        self.heads.put_back(self.head.clone());
+    }
+}
+
+impl Object {
+    pub(crate) fn new(fields: ObjectFields, kind: ObjectKind, head: HeadRef, heads: Arc<Heads>) -> Self {
+        Object {
+            kind,
+            name: RwLock::new(fields.name.clone()),
+            size_bytes: AtomicU64::new(fields.size_bytes),
+            place: AtomicU64::new(fields.id.0),
+            head,
+            heads,
+            living: Arc::new(AtomicBool::new(true)),
+            attached: AtomicU32::new(0),
+            deleted: AtomicBool::new(false),
+            fields,
+        }
+    }
+
+    /// The moment a snapshot shows; of a volume, the moment it was made.
+    pub(crate) fn place(&self) -> u64 {
+        self.place.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_place(&self, place: u64) {
+        self.place.store(place, Ordering::Release);
+    }
+
+    pub(crate) fn id(&self) -> ObjectId {
+        self.fields.id
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.name.read().clone()
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_size_bytes(&self, size_bytes: u64) {
+        self.size_bytes.store(size_bytes, Ordering::Release);
+    }
+
+    /// Set inside the gate: no write is taken afterwards.
+    pub(crate) fn set_deleted(&self) {
+        self.deleted.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+}
+
+/// What commands show of an object.
+#[derive(Clone, Debug)]
+pub struct ObjectInfo {
+    /// Opaque, unique for ever.
+    pub id: ObjectId,
+    /// For the user; also accepted as a name.
+    pub uuid: Uuid,
+    /// Current name.
+    pub name: String,
+    /// Volume or snapshot.
+    pub kind: ObjectKind,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Bytes of blocks that are mapped.
+    pub mapped_bytes: u64,
+    /// Nanoseconds since 1970.
+    pub created_ns: u64,
+    /// Nearest living ancestor.
+    pub parent: Option<Uuid>,
+    /// What it was taken or cloned from, deleted or not.
+    pub source: Option<Uuid>,
+    /// Shared by all objects of one command.
+    pub batch: Uuid,
+    /// Front ends that have it open.
+    pub attached_count: u32,
+}
+
+/// The living objects and their names.
+#[derive(Default)]
+pub(crate) struct Table {
+    objects: HashMap<ObjectId, Arc<Object>>,
+    names: BTreeMap<String, ObjectId>,
+    uuids: HashMap<Uuid, ObjectId>,
+}
+
+impl Table {
+    pub(crate) fn insert(&mut self, object: Arc<Object>) {
+        let id = object.id();
+        let taken = self.names.insert(object.name(), id);
+        assert!(taken.is_none(), "a name is checked before its object is made");
+        self.uuids.insert(object.fields.uuid, id);
+        self.objects.insert(id, object);
+    }
+
+    pub(crate) fn remove(&mut self, id: ObjectId) -> Option<Arc<Object>> {
+        let object = self.objects.remove(&id)?;
+        self.names.remove(&object.name());
+        self.uuids.remove(&object.fields.uuid);
+        Some(object)
+    }
+
+    pub(crate) fn rename(&mut self, id: ObjectId, name: &str) {
+        let Some(object) = self.objects.get(&id) else { return };
+        self.names.remove(&object.name());
+        *object.name.write() = name.to_string();
+        self.names.insert(name.to_string(), id);
+    }
+
+    pub(crate) fn get(&self, id: ObjectId) -> Option<&Arc<Object>> {
+        self.objects.get(&id)
+    }
+
+    /// By name, or by UUID.
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<Object>> {
+        let id = self.names.get(name).or_else(|| self.uuids.get(&Uuid::try_parse(name).ok()?))?;
+        self.objects.get(id)
+    }
+
+    pub(crate) fn is_taken(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    pub(crate) fn by_name(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.names.values().filter_map(|id| self.objects.get(id))
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.objects.len()
+    }
+}

@@ -1,0 +1,221 @@
+//! What is let go of: from the write path, through the tree of lineage, to the slots that are dead.
+//!
+//! Invariants: inside the gate only a list grows; the tree is changed under its own lock, and what was let go of before a
+//! command reaches it before the command does. Slots are only counted dead here: giving bytes back is not part of this version.
+
+use crate::head::{HeadRef, Parent};
+use crate::lineage::{Lineage, PlaceId, Shed};
+use crate::map::{self, Map, Node};
+use crate::object::Object;
+use parking_lot::Mutex;
+use ramet_log::{Locator, Position, SegmentId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Entries that may wait before a writer sees to them itself.
+const PENDING_MAX: usize = 65_536;
+
+/// A new place.
+pub(crate) struct Birth<'a> {
+    pub(crate) object: &'a Arc<Object>,
+    pub(crate) parent: PlaceId,
+}
+
+/// A place that begins to die.
+pub(crate) struct Death {
+    pub(crate) place: PlaceId,
+    pub(crate) map: Map,
+    pub(crate) position: Position,
+}
+
+enum Pending {
+    Dead(Locator, u64),
+    Shed(Shed),
+    Detached { place: PlaceId, parent: PlaceId, position: Position, first: u64, piece: Arc<Node> },
+}
+
+/// See the head of this file.
+#[derive(Default)]
+pub(crate) struct Space {
+    pending: Mutex<Vec<Pending>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    lineage: Lineage,
+    /// Heads of living places.
+    heads: HashMap<PlaceId, HeadRef>,
+    dead: Dead,
+    /// What waits for a command under way, in order.
+    waiting: Vec<Pending>,
+}
+
+/// Dead slots of each segment.
+#[derive(Default)]
+struct Dead {
+    segments: HashMap<SegmentId, Vec<u64>>,
+    slots_count: u64,
+}
+
+impl Dead {
+    /// Marking twice is harmless.
+    fn mark(&mut self, locator: Locator, count: u64) {
+        let bits = self.segments.entry(locator.segment()).or_default();
+        for slot in u64::from(locator.slot())..u64::from(locator.slot()) + count {
+            let (word, bit) = (usize::try_from(slot / 64).expect("few slots"), 1u64 << (slot % 64));
+            if bits.len() <= word {
+                bits.resize(word + 1, 0);
+            }
+            self.slots_count += u64::from(bits[word] & bit == 0);
+            bits[word] |= bit;
+        }
+    }
+}
+
+/// Takes what a volume lets go of, inside the gate.
+pub(crate) struct LetGo<'a> {
+    space: &'a Space,
+    place: PlaceId,
+    parent: &'a Parent,
+    position: Position,
+}
+
+impl<'a> LetGo<'a> {
+    /// `position`: of the trim, where it is one.
+    pub(crate) fn new(space: &'a Space, place: PlaceId, parent: &'a Parent, position: Position) -> Self {
+        LetGo { space, place, parent, position }
+    }
+}
+
+impl map::LetGo for LetGo<'_> {
+    fn run(&mut self, first: u64, count: u64, locator: Locator) {
+        let parent = self.parent;
+        let pending = if parent.place == 0 || locator.position() >= parent.position {
+            // Nobody else can hold it. (A run never spans its parent's position: a record lies between two batches.)
+            Pending::Dead(locator, count)
+        } else if parent.is_living() {
+            return; // The parent holds it: nothing is asked.
+        } else {
+            Pending::Shed(Shed { place: self.place, parent: parent.place, first, count, locator })
+        };
+        self.space.pending.lock().push(pending);
+    }
+
+    fn subtree(&mut self, first: u64, piece: Arc<Node>) {
+        let (place, parent, position) = (self.place, self.parent.place, self.position);
+        self.space.pending.lock().push(Pending::Detached { place, parent, position, first, piece });
+    }
+}
+
+impl Space {
+    /// Name places before the gate, so that what is shed under them meanwhile waits.
+    pub(crate) fn reserve(&self, ids: impl Iterator<Item = PlaceId>) {
+        self.state.lock().lineage.reserve(ids);
+    }
+
+    pub(crate) fn unreserve(&self, ids: impl Iterator<Item = PlaceId>) {
+        self.state.lock().lineage.unreserve(ids);
+    }
+
+    pub(crate) fn born<'a>(&self, births: impl Iterator<Item = Birth<'a>>) {
+        let state = &mut *self.caught_up();
+        for Birth { object, parent } in births {
+            state.lineage.born(object.place(), parent);
+            state.heads.insert(object.place(), object.head.clone());
+        }
+    }
+
+    pub(crate) fn snapped<'a>(&self, pairs: impl Iterator<Item = (PlaceId, &'a Arc<Object>)>, position: Position) {
+        let state = &mut *self.caught_up();
+        for (volume, snapshot) in pairs {
+            state.lineage.instant(volume, snapshot.place(), position, true);
+            state.heads.insert(snapshot.place(), snapshot.head.clone());
+        }
+    }
+
+    /// A nameless instant.
+    pub(crate) fn passed(&self, volume: PlaceId, instant: PlaceId, position: Position) {
+        self.caught_up().lineage.instant(volume, instant, position, false);
+    }
+
+    pub(crate) fn reverted(&self, volume: &Arc<Object>, place: PlaceId, parent: PlaceId, position: Position, map: Map) {
+        let state = &mut *self.caught_up();
+        state.lineage.reverted(volume.place(), place, parent, position, map);
+        state.heads.remove(&volume.place());
+        state.heads.insert(place, volume.head.clone());
+    }
+
+    pub(crate) fn ended(&self, deaths: impl Iterator<Item = Death>) {
+        let state = &mut *self.caught_up();
+        for Death { place, map, position } in deaths {
+            state.lineage.ended(place, position, map);
+            state.heads.remove(&place);
+        }
+    }
+
+    pub(crate) fn living_ancestor(&self, place: PlaceId) -> Option<PlaceId> {
+        self.state.lock().lineage.living_ancestor(place)
+    }
+
+    /// Dead slots, and places that wait.
+    pub(crate) fn figures(&self) -> (u64, u64) {
+        let state = self.caught_up();
+        (state.dead.slots_count, state.lineage.counts().1 as u64)
+    }
+
+    /// Called by writers after the gate: keep the list short.
+    pub(crate) fn relieve(&self) {
+        if self.pending.lock().len() > PENDING_MAX {
+            drop(self.caught_up());
+        }
+    }
+
+    /// Answer some of what is dying. Result: whether more waits.
+    pub(crate) fn step(&self, budget: u64) -> bool {
+        let State { lineage, heads, dead, .. } = &mut *self.caught_up();
+        let living = |place: PlaceId| heads.get(&place).map(|head| head.map().clone());
+        lineage.step(&living, budget, &mut |_, count, locator| dead.mark(locator, count));
+        lineage.counts().1 > 0
+    }
+
+    /// The state, after everything that was let go of before has reached it.
+    fn caught_up(&self) -> parking_lot::MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        let fresh = std::mem::take(&mut *self.pending.lock());
+        if fresh.is_empty() && state.waiting.is_empty() {
+            return state;
+        }
+        let mut all = std::mem::take(&mut state.waiting);
+        all.extend(fresh);
+        let mut all = all.into_iter().peekable();
+        while let Some(next) = all.peek() {
+            let parent = match next {
+                Pending::Dead(..) => 0,
+                Pending::Shed(shed) => shed.parent,
+                Pending::Detached { parent, .. } => *parent,
+            };
+            if state.lineage.is_reserved(parent) {
+                break;
+            }
+            match all.next().expect("peeked") {
+                Pending::Dead(locator, count) => state.dead.mark(locator, count),
+                Pending::Shed(shed) => {
+                    if let Some((locator, count)) = state.lineage.shed(&shed) {
+                        state.dead.mark(locator, count);
+                    }
+                }
+                Pending::Detached { place, parent, position, first, piece } => {
+                    let mut pieces = vec![(first, piece)];
+                    let same = |next: &Pending| matches!(next, Pending::Detached { place: other, position: when, .. } if *other == place && *when == position);
+                    while let Some(Pending::Detached { first, piece, .. }) = all.next_if(same) {
+                        pieces.push((first, piece));
+                    }
+                    state.lineage.detached(place, parent, position, pieces);
+                }
+            }
+        }
+        state.waiting = all.collect();
+        state
+    }
+}

@@ -1,0 +1,392 @@
+//! Block I/O on one volume or snapshot: the only place where offsets become blocks and blocks become locators.
+//!
+//! Invariants: a write of up to 1 MiB changes the map in one hold of the gate; a partial block takes effect only if the block it
+//! was merged from is still the current one; every byte returned was verified by the log or is a hole's zero.
+
+use crate::engine::Engine;
+use crate::head::InGate;
+use crate::map::{Extent, LetGo as _, Map};
+use crate::object::{Object, ObjectKind, Table};
+use crate::space::{LetGo, Space};
+use crate::{BlockDevice, EngineError, Kind};
+use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, GateGuard, Locator, ObjectId, Position, crc_blocks};
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Bytes of a write that are in a snapshot whole or not at all; longer ones are several writes.
+const ATOMIC_BYTES: usize = 1 << 20;
+const ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+thread_local! {
+    /// Extents of a read and checksums of a write, kept so that requests allocate nothing.
+    static EXTENTS: RefCell<Vec<Extent>> = const { RefCell::new(Vec::new()) };
+    static CHECKSUMS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A volume or snapshot, open.
+pub(crate) struct VolumeDevice {
+    engine: Arc<Engine>,
+    object: Arc<Object>,
+    attached: bool,
+}
+
+impl VolumeDevice {
+    pub(crate) fn new(engine: Arc<Engine>, object: Arc<Object>, attached: bool) -> Self {
+        if attached {
+            object.attached.fetch_add(1, Ordering::AcqRel);
+        }
+        VolumeDevice { engine, object, attached }
+    }
+
+    fn check_range(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
+        let size_bytes = self.object.size_bytes();
+        if offset_bytes.checked_add(length_bytes).is_some_and(|end| end <= size_bytes) {
+            return Ok(());
+        }
+        let text = format!("{length_bytes} bytes at {offset_bytes} of '{}' go past its end at {size_bytes}; hint: stay inside", self.object.name());
+        Err(EngineError::new(Kind::Invalid, "range_past_end", text))
+    }
+
+    fn check_living(&self) -> Result<()> {
+        if self.object.is_deleted() {
+            let text = format!("'{}' was deleted; hint: open another object", self.object.name());
+            return Err(EngineError::new(Kind::NotFound, "object_deleted", text));
+        }
+        Ok(())
+    }
+
+    fn check_write(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
+        if self.read_only() {
+            let text = format!("'{}' cannot be written to: it is a snapshot, or the pool is open for reading only; hint: clone it", self.object.name());
+            return Err(EngineError::new(Kind::Forbidden, "read_only", text));
+        }
+        self.check_living()?;
+        self.check_range(offset_bytes, length_bytes)
+    }
+
+    /// Read whole blocks.
+    fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
+        let count = (buffer.len() / BLOCK_BYTES) as u64;
+        EXTENTS.with_borrow_mut(|extents| {
+            extents.clear();
+            self.object.head.map().lookup(first, count, extents);
+            // A deleted object's map is taken away inside the gate after it is marked: checked after the look-up, holes of a
+            // map that is gone are never served.
+            self.check_living()?;
+            let mut rest = buffer;
+            for extent in extents.iter() {
+                let length = usize::try_from(extent.count).expect("bounded by the buffer") * BLOCK_BYTES;
+                let (part, after) = rest.split_at_mut(length);
+                match extent.locator {
+                    Some(locator) => self.engine.log.read(locator, extent.first, part).map_err(|error| self.name_block(error.into(), extent.first))?,
+                    None => part.fill(0),
+                }
+                rest = after;
+            }
+            Ok(())
+        })
+    }
+
+    fn name_block(&self, error: EngineError, block: u64) -> EngineError {
+        let text = format!("reading '{}' from byte {}: {}", self.object.name(), block * BLOCK_BYTES_U64, error.text);
+        EngineError { text, ..error }
+    }
+
+    /// One write, at most 1 MiB and the partial blocks around it, in one hold of the gate.
+    fn write_piece(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<()> {
+        let first = offset_bytes / BLOCK_BYTES_U64;
+        if offset_bytes.is_multiple_of(BLOCK_BYTES_U64) && bytes.len().is_multiple_of(BLOCK_BYTES) {
+            self.append(&[(first, bytes)], &[], None, fua)?;
+            return Ok(());
+        }
+        loop {
+            let merged = self.merge(offset_bytes, bytes)?;
+            if self.append(&[(first, &merged.bytes)], &merged.edges, None, fua)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Put `bytes` into the blocks they lie in.
+    fn merge(&self, offset_bytes: u64, bytes: &[u8]) -> Result<Merged> {
+        let end_bytes = offset_bytes + bytes.len() as u64;
+        let first = offset_bytes / BLOCK_BYTES_U64;
+        let last = (end_bytes - 1) / BLOCK_BYTES_U64;
+        let at = usize::try_from(offset_bytes % BLOCK_BYTES_U64).expect("below a block");
+        let blocks = usize::try_from(last - first + 1).expect("bounded by the piece");
+        let mut merged = Merged { bytes: vec![0; blocks * BLOCK_BYTES], edges: Vec::with_capacity(2) };
+        let partial_first = at != 0 || end_bytes < (first + 1) * BLOCK_BYTES_U64;
+        let partial_last = !end_bytes.is_multiple_of(BLOCK_BYTES_U64) && last != first;
+        for (index, partial) in [(first, partial_first), (last, partial_last)] {
+            if partial {
+                let locator = self.object.head.map().get(index);
+                let from = usize::try_from(index - first).expect("bounded by the piece") * BLOCK_BYTES;
+                let block = &mut merged.bytes[from..from + BLOCK_BYTES];
+                if let Some(locator) = locator {
+                    self.engine.log.read(locator, index, block).map_err(|error| self.name_block(error.into(), index))?;
+                }
+                merged.edges.push((index, locator));
+            }
+        }
+        self.check_living()?;
+        merged.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(merged)
+    }
+
+    /// Append runs of blocks and clear a range, in one hold of the gate; false where a block of `edges` is not what it was.
+    fn append(&self, runs: &[(u64, &[u8])], edges: &[(u64, Option<Locator>)], clear: Option<Clear>, fua: bool) -> Result<bool> {
+        let log = &self.engine.log;
+        let blocks_count: usize = runs.iter().map(|(_, bytes)| bytes.len() / BLOCK_BYTES).sum();
+        let sequence = CHECKSUMS.with_borrow_mut(|checksums| -> Result<_> {
+            checksums.clear();
+            for (_, bytes) in runs {
+                crc_blocks(bytes, checksums);
+            }
+            let mut gate = log.enter_write(blocks_count as u64)?;
+            self.check_living()?;
+            let token = crate::head::InGate::closed(&gate);
+            if !self.edges_hold(token, edges) {
+                return Ok(None);
+            }
+            let mut rest = &checksums[..];
+            for (first, bytes) in runs {
+                let (own, after) = rest.split_at(bytes.len() / BLOCK_BYTES);
+                self.append_run(&mut gate, *first, bytes, own);
+                rest = after;
+            }
+            if let Some(clear) = clear {
+                self.append_clear(&mut gate, clear);
+            }
+            Ok(Some(gate.sequence()))
+        })?;
+        let Some(sequence) = sequence else { return Ok(false) };
+        log.relieve()?;
+        self.engine.space.relieve();
+        if fua {
+            log.commit(sequence)?;
+        }
+        Ok(true)
+    }
+
+    fn edges_hold(&self, _gate: InGate<'_>, edges: &[(u64, Option<Locator>)]) -> bool {
+        edges.is_empty() || {
+            let map = self.object.head.map();
+            edges.iter().all(|(index, locator)| map.get(*index) == *locator)
+        }
+    }
+
+    fn append_run(&self, gate: &mut GateGuard<'_>, first: u64, bytes: &[u8], checksums: &[u32]) {
+        let object = &*self.object;
+        let space = &self.engine.space;
+        let mut placed = Placed::default();
+        gate.write(object.id(), first, bytes, checksums, |first, count, locator| placed.push(first, count, locator));
+        let token = InGate::closed(gate);
+        let mut map = object.head.map_mut(token);
+        for (first, count, locator) in placed.iter() {
+            write_map(&mut map, object, space, token, first, count, locator);
+        }
+    }
+
+    fn append_clear(&self, gate: &mut GateGuard<'_>, clear: Clear) {
+        let object = &*self.object;
+        if clear.count == 0 || object.head.map().is_empty_between(clear.first, clear.count) {
+            return;
+        }
+        let position = gate.clear(clear.trim, object.id(), clear.first, clear.count);
+        let token = InGate::closed(gate);
+        clear_map(object, &self.engine.space, token, clear.first, clear.count, position);
+    }
+
+    /// Zero a range: whole blocks are cleared, partial ones at the edges are written.
+    fn clear(&self, offset_bytes: u64, length_bytes: u64, trim: bool, fua: bool) -> Result<()> {
+        self.check_write(offset_bytes, length_bytes)?;
+        if length_bytes == 0 {
+            return Ok(());
+        }
+        let end_bytes = offset_bytes + length_bytes;
+        let first = offset_bytes.div_ceil(BLOCK_BYTES_U64);
+        // The last block of a volume may be partial; nobody can see what lies behind the end.
+        let end = if end_bytes == self.object.size_bytes() { end_bytes.div_ceil(BLOCK_BYTES_U64) } else { end_bytes / BLOCK_BYTES_U64 };
+        if first >= end {
+            let zeros = &ZERO_BLOCK[..usize::try_from(length_bytes.min(BLOCK_BYTES_U64)).expect("at most a block")];
+            let head = length_bytes.min(first * BLOCK_BYTES_U64 - offset_bytes);
+            self.write_zero_edge(offset_bytes, &zeros[..usize::try_from(head).expect("at most a block")], fua)?;
+            return if head < length_bytes { self.clear(offset_bytes + head, length_bytes - head, trim, fua) } else { Ok(()) };
+        }
+        loop {
+            let mut edges = Vec::with_capacity(2);
+            let head = usize::try_from(first * BLOCK_BYTES_U64 - offset_bytes).expect("below a block");
+            let tail = usize::try_from(end_bytes.saturating_sub(end * BLOCK_BYTES_U64)).expect("below a block");
+            let before = if head > 0 { self.merge_zeros(offset_bytes, head, &mut edges)? } else { None };
+            let after = if tail > 0 { self.merge_zeros(end * BLOCK_BYTES_U64, tail, &mut edges)? } else { None };
+            let mut runs: Vec<(u64, &[u8])> = Vec::with_capacity(2);
+            runs.extend(before.as_deref().map(|bytes| (first - 1, bytes)));
+            runs.extend(after.as_deref().map(|bytes| (end, bytes)));
+            if self.append(&runs, &edges, Some(Clear { trim, first, count: end - first }), fua)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn write_zero_edge(&self, offset_bytes: u64, zeros: &[u8], fua: bool) -> Result<()> {
+        if zeros.is_empty() { Ok(()) } else { self.write_piece(offset_bytes, zeros, fua) }
+    }
+
+    /// A block with some of its bytes made zero; `None` where it is a hole and may stay one.
+    fn merge_zeros(&self, offset_bytes: u64, length: usize, edges: &mut Vec<(u64, Option<Locator>)>) -> Result<Option<Vec<u8>>> {
+        let merged = self.merge(offset_bytes, &ZERO_BLOCK[..length])?;
+        let hole = merged.edges.iter().all(|(_, locator)| locator.is_none());
+        edges.extend(merged.edges);
+        Ok((!hole).then_some(merged.bytes))
+    }
+}
+
+impl Drop for VolumeDevice {
+    fn drop(&mut self) {
+        if self.attached {
+            self.object.attached.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl BlockDevice for VolumeDevice {
+    fn size_bytes(&self) -> u64 {
+        self.object.size_bytes()
+    }
+
+    fn read_only(&self) -> bool {
+        self.object.kind == ObjectKind::Snapshot || self.engine.read_only()
+    }
+
+    fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<()> {
+        self.engine.log.check_open()?;
+        self.check_living()?;
+        self.check_range(offset_bytes, buffer.len() as u64)?;
+        if offset_bytes.is_multiple_of(BLOCK_BYTES_U64) && buffer.len().is_multiple_of(BLOCK_BYTES) {
+            return self.read_blocks(offset_bytes / BLOCK_BYTES_U64, buffer);
+        }
+        let mut block = [0; BLOCK_BYTES];
+        let (mut at, mut rest) = (offset_bytes, buffer);
+        while !rest.is_empty() {
+            let index = at / BLOCK_BYTES_U64;
+            let skip = usize::try_from(at % BLOCK_BYTES_U64).expect("below a block");
+            let whole = if skip == 0 { rest.len() / BLOCK_BYTES * BLOCK_BYTES } else { 0 };
+            let taken = if whole > 0 {
+                self.read_blocks(index, &mut rest[..whole])?;
+                whole
+            } else {
+                self.read_blocks(index, &mut block)?;
+                let length = rest.len().min(BLOCK_BYTES - skip);
+                rest[..length].copy_from_slice(&block[skip..skip + length]);
+                length
+            };
+            at += taken as u64;
+            rest = &mut rest[taken..];
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<()> {
+        self.check_write(offset_bytes, bytes.len() as u64)?;
+        let (mut at, mut rest) = (offset_bytes, bytes);
+        while !rest.is_empty() {
+            // Pieces end on a block, so that only the first and the last have partial blocks.
+            let skip = usize::try_from(at % BLOCK_BYTES_U64).expect("below a block");
+            let length = if rest.len() <= ATOMIC_BYTES { rest.len() } else { ATOMIC_BYTES - skip };
+            let (piece, after) = rest.split_at(length);
+            self.write_piece(at, piece, fua && after.is_empty())?;
+            at += length as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn trim(&self, offset_bytes: u64, length_bytes: u64, fua: bool) -> Result<()> {
+        self.clear(offset_bytes, length_bytes, true, fua)
+    }
+
+    fn write_zeroes(&self, offset_bytes: u64, length_bytes: u64, fua: bool) -> Result<()> {
+        self.clear(offset_bytes, length_bytes, false, fua)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.engine.flush()
+    }
+}
+
+/// A range to be cleared.
+#[derive(Clone, Copy)]
+struct Clear {
+    trim: bool,
+    first: u64,
+    count: u64,
+}
+
+/// A partial write, filled up to whole blocks.
+struct Merged {
+    bytes: Vec<u8>,
+    /// The blocks that were filled up, and what they were filled up from.
+    edges: Vec<(u64, Option<Locator>)>,
+}
+
+/// Where the blocks of a write came to lie: a few runs, mostly one.
+#[derive(Default)]
+struct Placed {
+    first: Option<(u64, u64, Locator)>,
+    more: Vec<(u64, u64, Locator)>,
+}
+
+impl Placed {
+    fn push(&mut self, first: u64, count: u64, locator: Locator) {
+        match self.first {
+            None => self.first = Some((first, count, locator)),
+            Some(_) => self.more.push((first, count, locator)),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, u64, Locator)> + '_ {
+        self.first.iter().chain(&self.more).copied()
+    }
+}
+
+fn write_map(map: &mut Map, object: &Object, space: &Space, gate: InGate<'_>, first: u64, count: u64, locator: Locator) {
+    let place = object.place();
+    object.head.with_parent(gate, |parent| {
+        let mut let_go = LetGo::new(space, place, parent, Position::ZERO);
+        // A run's newest block says when the newest change was.
+        let newest = locator.offset(count - 1).position();
+        map.write(first, count, locator, newest, &mut |index, count, old| let_go.run(index, count, old));
+    });
+}
+
+fn clear_map(object: &Object, space: &Space, gate: InGate<'_>, first: u64, count: u64, position: Position) {
+    let place = object.place();
+    object.head.with_parent(gate, |parent| {
+        let mut let_go = LetGo::new(space, place, parent, position);
+        object.head.map_mut(gate).remove(first, count, position, &mut let_go);
+    });
+}
+
+/// A write, as the log tells it.
+pub(crate) fn replay_write(table: &Table, space: &Space, id: ObjectId, first: u64, count: u64, locator: Locator) -> std::result::Result<(), String> {
+    let object = table.get(id).ok_or_else(|| format!("a write to object {:#x}, which is not there", id.0))?;
+    if object.kind != ObjectKind::Volume || count == 0 {
+        return Err(format!("a write of {count} blocks to object {:#x}", id.0));
+    }
+    let gate = InGate::replaying();
+    write_map(&mut object.head.map_mut(gate), object, space, gate, first, count, locator);
+    Ok(())
+}
+
+/// A trim or zero, as the log tells it.
+pub(crate) fn replay_clear(table: &Table, space: &Space, id: ObjectId, first: u64, count: u64, position: Position) -> std::result::Result<(), String> {
+    let object = table.get(id).ok_or_else(|| format!("a trim of object {:#x}, which is not there", id.0))?;
+    if object.kind != ObjectKind::Volume {
+        return Err(format!("a trim of snapshot {:#x}", id.0));
+    }
+    clear_map(object, space, InGate::replaying(), first, count, position);
+    Ok(())
+}

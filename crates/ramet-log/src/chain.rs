@@ -1,0 +1,210 @@
+//! The segments of a log as they lie in the directory: which follow which, and what batches each holds.
+//!
+//! Reads only. A *stretch* is what was written between one opening and the next; the first segment of a stretch names where
+//! the log before it ended, and that clips everything older.
+
+use crate::error::{LogError, Result};
+use crate::format::batch::BatchHeader;
+use crate::format::footer::{JournalBatch, Trailer, decode_journal};
+use crate::format::segment::{LogEnd, SegmentHeader};
+use crate::segment::{segment_of_name, segment_path};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId, Sequence};
+use ramet_store::{File, Store, StoreError};
+use std::collections::BTreeMap;
+
+/// All segments of a log, by id.
+pub(crate) struct Chain {
+    found: BTreeMap<SegmentId, std::result::Result<SegmentHeader, HeaderFault>>,
+}
+
+/// Why a segment file has no header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum HeaderFault {
+    /// It was never written: the file's creation was cut short before anything could be in the segment.
+    Blank,
+    /// It was written once. A header is durable before its segment is used, so this is damage, never a torn tail.
+    Damaged(String),
+}
+
+/// See the head of this file.
+pub(crate) struct Stretch {
+    /// In log order.
+    pub(crate) segments: Vec<SegmentId>,
+    /// Where the log before it ended.
+    pub(crate) opens: LogEnd,
+    /// Where it ended itself; `None` for the last one.
+    pub(crate) ends: Option<LogEnd>,
+}
+
+/// What a segment holds.
+pub(crate) struct Loaded {
+    pub(crate) batches: Vec<JournalBatch>,
+    /// The highest durable sequence that any header of it names.
+    pub(crate) durable: Sequence,
+    pub(crate) trailer: Option<Trailer>,
+    /// The file's length, where it is sealed.
+    pub(crate) sealed_bytes: Option<u64>,
+    /// Slots and their checksums, where it is not.
+    pub(crate) checksums: Vec<(u32, u32)>,
+}
+
+impl Chain {
+    pub(crate) fn read(store: &dyn Store, seed: u64, log: [u8; 16]) -> Result<Self> {
+        let mut found = BTreeMap::new();
+        for name in store.list("segments")? {
+            let Some(id) = segment_of_name(&name) else { continue };
+            let file = store.open(&segment_path(id), false)?;
+            let mut page = vec![0; BLOCK_BYTES];
+            let header = match file.read_at(&mut page, 0) {
+                Ok(()) => check_header(&page, id, seed, log),
+                Err(StoreError::ShortRead { .. }) => Err(HeaderFault::Blank),
+                Err(other) => return Err(other.into()),
+            };
+            found.insert(id, header);
+        }
+        Ok(Chain { found })
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = SegmentId> + '_ {
+        self.found.keys().copied()
+    }
+
+    /// The highest epoch that any file name shows: even a file without a header has used its id.
+    pub(crate) fn epoch_max(&self) -> u64 {
+        self.found.keys().next_back().map_or(0, |id| id.epoch())
+    }
+
+    pub(crate) fn header(&self, id: SegmentId) -> Option<&SegmentHeader> {
+        self.found.get(&id)?.as_ref().ok()
+    }
+
+    /// What is wrong with a segment's header, if it is damage.
+    pub(crate) fn damage(&self, id: SegmentId) -> Option<String> {
+        match self.found.get(&id) {
+            Some(Err(HeaderFault::Damaged(reason))) => Some(reason.clone()),
+            Some(Ok(_) | Err(HeaderFault::Blank)) | None => None,
+        }
+    }
+
+    /// Whether `id` is the segment after `previous`; else what is wrong.
+    pub(crate) fn follows(&self, id: SegmentId, previous: Option<SegmentId>) -> std::result::Result<(), String> {
+        match self.found.get(&id) {
+            None => Err("the segment is missing".into()),
+            Some(Err(HeaderFault::Blank)) => Err("its header was never written".into()),
+            Some(Err(HeaderFault::Damaged(reason))) => Err(reason.clone()),
+            // An opening names the end of the log instead: what lies between was discarded.
+            Some(Ok(header)) if header.opens.is_some() || header.previous == previous => Ok(()),
+            Some(Ok(header)) => Err(match header.previous {
+                Some(missing) => format!("the segment before it, {missing}, is missing"),
+                None => "it says that it is the first".into(),
+            }),
+        }
+    }
+
+    /// The stretches, in log order.
+    pub(crate) fn stretches(&self) -> Result<Vec<Stretch>> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for (id, header) in &self.found {
+            let opens = header.as_ref().ok().and_then(|header| header.opens);
+            match (opens, stretches.last_mut()) {
+                (Some(opens), last) => {
+                    if let Some(last) = last {
+                        last.ends = Some(opens);
+                    }
+                    stretches.push(Stretch { segments: vec![*id], opens, ends: None });
+                }
+                (None, Some(last)) => last.segments.push(*id),
+                // The first segment's creation was cut short.
+                (None, None) if *header == Err(HeaderFault::Blank) => {}
+                (None, None) => {
+                    let reason = match header {
+                        Err(HeaderFault::Damaged(reason)) => reason.clone(),
+                        Ok(_) | Err(HeaderFault::Blank) => "the segments before it are missing".to_string(),
+                    };
+                    return Err(LogError::Damaged { segment: *id, slot: 0, reason });
+                }
+            }
+        }
+        Ok(stretches)
+    }
+
+    /// What a segment holds: by its journal where it is sealed, else batch by batch. A segment without a header holds nothing.
+    pub(crate) fn load(&self, store: &dyn Store, id: SegmentId) -> Result<Loaded> {
+        let mut loaded = Loaded { batches: Vec::new(), durable: Sequence(0), trailer: None, sealed_bytes: None, checksums: Vec::new() };
+        let Some(header) = self.header(id) else { return Ok(loaded) };
+        let file = store.open(&segment_path(id), false)?;
+        let length = file.length_bytes()?;
+        if let Some((trailer, batches)) = load_sealed(&*file, length, header) {
+            loaded.durable = batches.iter().map(|batch| batch.durable).max().unwrap_or_default().max(trailer.durable);
+            (loaded.trailer, loaded.batches, loaded.sealed_bytes) = (Some(trailer), batches, Some(length));
+            return Ok(loaded);
+        }
+        scan(&*file, length, header, &mut loaded);
+        Ok(loaded)
+    }
+}
+
+fn check_header(page: &[u8], id: SegmentId, seed: u64, log: [u8; 16]) -> std::result::Result<SegmentHeader, HeaderFault> {
+    // All fields lie in the first sector, so a torn header is a blank one.
+    if page[..512].iter().all(|byte| *byte == 0) {
+        return Err(HeaderFault::Blank);
+    }
+    let header = SegmentHeader::decode(page).map_err(HeaderFault::Damaged)?;
+    if header.seed != seed || header.log != log {
+        return Err(HeaderFault::Damaged("the file belongs to another pool or log".into()));
+    }
+    if header.segment != id || header.file != id {
+        return Err(HeaderFault::Damaged(format!("the file holds segment {}", header.segment)));
+    }
+    Ok(header)
+}
+
+fn load_sealed(file: &dyn File, length: u64, header: &SegmentHeader) -> Option<(Trailer, Vec<JournalBatch>)> {
+    let mut page = vec![0; BLOCK_BYTES];
+    file.read_at(&mut page, length.checked_sub(BLOCK_BYTES_U64)?).ok()?;
+    let trailer = Trailer::decode(&page, header.nonce, header.segment)?;
+    let end = trailer.journal_at.checked_add(trailer.journal_bytes)?;
+    if end > length || trailer.slots_count > header.slots_count {
+        return None;
+    }
+    let mut journal = vec![0; usize::try_from(trailer.journal_bytes).ok()?];
+    file.read_at(&mut journal, trailer.journal_at).ok()?;
+    Some((trailer, decode_journal(&journal, header.nonce, header.segment)?))
+}
+
+/// Follow the headers from slot 1; after a bad place every slot is tried, for what it says is durable.
+fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loaded) {
+    let slots = header.slots_count.min(u32::try_from(length / BLOCK_BYTES_U64).unwrap_or(u32::MAX));
+    let mut page = vec![0; BLOCK_BYTES];
+    let (mut slot, mut broken) = (1, false);
+    while slot < slots {
+        let read = file.read_at(&mut page, u64::from(slot) * BLOCK_BYTES_U64).is_ok();
+        let batch = read.then(|| BatchHeader::decode(&page, header.nonce, header.segment.slot(slot))).flatten();
+        let Some(batch) = batch.filter(|batch| batch.slots_count <= slots - slot) else {
+            broken = true;
+            slot += 1;
+            continue;
+        };
+        loaded.durable = loaded.durable.max(batch.durable);
+        let BatchHeader { sequence, durable, slots_count, entries, checksums } = batch;
+        if !broken {
+            note_checksums(slot, &entries, &checksums, &mut loaded.checksums);
+            loaded.batches.push(JournalBatch { sequence, durable, header_slot: slot, slots_count, entries });
+        }
+        slot += slots_count;
+    }
+}
+
+fn note_checksums(header_slot: u32, entries: &[crate::format::batch::Entry], checksums: &[u32], out: &mut Vec<(u32, u32)>) {
+    let mut slot = header_slot + 1;
+    let mut rest = checksums.iter();
+    for entry in entries {
+        let slots = u32::try_from(entry.slots_count()).expect("checked against the header");
+        if entry.checksums_count() == entry.slots_count() {
+            out.extend((slot..slot + slots).zip(rest.by_ref().copied()));
+        } else {
+            let _ = rest.by_ref().take(usize::try_from(entry.checksums_count()).expect("at most one")).count();
+        }
+        slot += slots;
+    }
+}

@@ -1,0 +1,243 @@
+//! From the gate to the medium: the write-out, group commit, sealing, and what is durable.
+//!
+//! Invariants: jobs are written in log order; a flush syncs every file that holds bytes since the last one; after a
+//! failed write or sync the log is poisoned and nothing is retried.
+
+use crate::error::Result;
+use crate::format::footer::{self, JournalBatch, Trailer};
+use crate::log::Log;
+use crate::segment::Segment;
+use crate::staging::Chunk;
+use crate::tail::Job;
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Sequence};
+use parking_lot::MutexGuard;
+use ramet_store::StoreError;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Complete slots that wait in memory before a writer starts writing them out.
+const WRITE_OUT_BYTES: u64 = 1 << 20;
+/// Complete slots that may wait before writers have to wait for the write-out.
+const STAGED_BYTES_MAX: u64 = 8 << 20;
+/// A range this long is handed to the medium at once, so that a flush need not wait for a flood.
+const WRITEBACK_BYTES: u64 = 256 << 10;
+
+/// What the write-out remembers. Locked while jobs are written.
+#[derive(Default)]
+pub(crate) struct WriteOut {
+    /// Segments with bytes that no sync has covered yet.
+    dirty: Vec<Arc<Segment>>,
+}
+
+/// Who syncs. One thread syncs for all that wait.
+#[derive(Default)]
+pub(crate) struct CommitState {
+    syncing: bool,
+}
+
+/// Neighboring ranges of one chunk, written with one call.
+struct Run {
+    segment: Arc<Segment>,
+    chunk: Arc<Chunk>,
+    first_slot: u32,
+    end_slot: u32,
+}
+
+impl Log {
+    /// Make everything up to `sequence` durable. Concurrent calls share one sync.
+    ///
+    /// # Errors
+    /// `Poisoned` where a write or sync fails, now or before; `Closed`.
+    ///
+    /// # Durability
+    /// On return every batch up to `sequence` survives a power loss.
+    pub fn commit(&self, sequence: Sequence) -> Result<()> {
+        loop {
+            if self.durable() >= sequence {
+                return Ok(());
+            }
+            self.check_writable()?;
+            if self.lead(sequence) {
+                self.sync_as_leader()?;
+            }
+        }
+    }
+
+    /// Become the one who syncs; false where another's sync, waited for, may have been enough.
+    fn lead(&self, sequence: Sequence) -> bool {
+        let mut state = self.commit.lock();
+        if self.durable() >= sequence {
+            return false;
+        }
+        if state.syncing {
+            self.commit_done.wait(&mut state);
+            return false;
+        }
+        state.syncing = true;
+        true
+    }
+
+    fn sync_as_leader(&self) -> Result<()> {
+        let result = self.sync_all();
+        self.commit.lock().syncing = false;
+        self.commit_done.notify_all();
+        result
+    }
+
+    /// The last sync, after the log was closed for everybody else.
+    pub(crate) fn sync_to_close(&self, sequence: Sequence) -> Result<()> {
+        while self.durable() < sequence {
+            if let Some(reason) = self.poisoned() {
+                return Err(self.poison(reason));
+            }
+            if self.lead(sequence) {
+                self.sync_as_leader()?;
+            }
+        }
+        // Sealing may have come after that.
+        let mut state = self.commit.lock();
+        while state.syncing {
+            self.commit_done.wait(&mut state);
+        }
+        state.syncing = true;
+        drop(state);
+        self.sync_as_leader()
+    }
+
+    /// Make everything that was appended durable.
+    ///
+    /// # Errors
+    /// As `commit`.
+    ///
+    /// # Durability
+    /// As `commit`.
+    pub fn flush(&self) -> Result<()> {
+        self.commit(self.appended())
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        let target = {
+            let mut held = self.gate.lock();
+            held.close_batch(self);
+            held.last_sequence()
+        };
+        let mut out = self.write_out.lock();
+        self.write_jobs(&mut out)?;
+        let dirty = std::mem::take(&mut out.dirty);
+        drop(out);
+        for segment in dirty {
+            let synced = segment.file(self.store()).map(|file| file.sync());
+            if let Err(error) = synced.and_then(|result| Ok(result?)) {
+                return Err(self.poison(&error.to_string()));
+            }
+            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        }
+        self.set_durable(target);
+        Ok(())
+    }
+
+    pub(crate) fn push_job(&self, job: Job) {
+        if let Job::Range { first_slot, end_slot, .. } = &job {
+            let bytes = u64::from(end_slot - first_slot) * BLOCK_BYTES_U64;
+            self.staged_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.jobs.lock().push_back(job);
+    }
+
+    /// Called by writers after the gate: write out what is complete, wait where too much is.
+    ///
+    /// # Errors
+    /// `Poisoned` where a write fails.
+    pub fn relieve(&self) -> Result<()> {
+        let staged = self.staged_bytes.load(Ordering::Relaxed);
+        if staged < WRITE_OUT_BYTES {
+            return Ok(());
+        }
+        if staged > STAGED_BYTES_MAX {
+            let mut out = self.write_out.lock();
+            return self.write_jobs(&mut out);
+        }
+        match self.write_out.try_lock() {
+            Some(mut out) => self.write_jobs(&mut out),
+            None => Ok(()),
+        }
+    }
+
+    /// Hand all complete slots to the files, without a sync.
+    pub(crate) fn write_jobs(&self, out: &mut MutexGuard<'_, WriteOut>) -> Result<()> {
+        let mut run: Option<Run> = None;
+        loop {
+            let job = self.jobs.lock().pop_front();
+            match (job, &mut run) {
+                (Some(Job::Range { chunk, first_slot, end_slot, .. }), Some(run))
+                    if Arc::ptr_eq(&chunk, &run.chunk) && run.end_slot == first_slot =>
+                {
+                    run.end_slot = end_slot;
+                }
+                (Some(Job::Range { segment, chunk, first_slot, end_slot }), _) => {
+                    self.finish_run(out, run.replace(Run { segment, chunk, first_slot, end_slot }))?;
+                }
+                (Some(Job::Seal { segment, slots_count, journal }), _) => {
+                    self.finish_run(out, run.take())?;
+                    self.seal(out, &segment, slots_count, &journal)?;
+                }
+                (None, _) => return self.finish_run(out, run),
+            }
+        }
+    }
+
+    fn finish_run(&self, out: &mut MutexGuard<'_, WriteOut>, run: Option<Run>) -> Result<()> {
+        let Some(Run { segment, chunk, first_slot, end_slot }) = run else { return Ok(()) };
+        let file = segment.file(self.store())?;
+        let offset = u64::from(first_slot) * BLOCK_BYTES_U64;
+        let length = u64::from(end_slot - first_slot) * BLOCK_BYTES_U64;
+        // SAFETY: the job was queued after the slots were filled and the batch closed: they are published.
+        let bytes = unsafe { chunk.bytes(first_slot, end_slot - first_slot) };
+        if let Err(error) = file.write_at(bytes, offset) {
+            return Err(self.poison(&error.to_string()));
+        }
+        if length >= WRITEBACK_BYTES {
+            file.start_writeback(offset, length);
+        }
+        self.staged_bytes.fetch_sub(length, Ordering::Relaxed);
+        self.counters.written_bytes.fetch_add(length, Ordering::Relaxed);
+        drop(chunk);
+        for done in segment.set_written(end_slot, false) {
+            self.chunks.put_back(done);
+        }
+        mark_dirty(out, segment);
+        Ok(())
+    }
+
+    /// Add the footer. Where there is no room for it the segment stays unsealed: it is then read batch by batch.
+    fn seal(&self, out: &mut MutexGuard<'_, WriteOut>, segment: &Arc<Segment>, slots_count: u32, journal: &[JournalBatch]) -> Result<()> {
+        for done in segment.set_written(slots_count, true) {
+            self.chunks.put_back(done);
+        }
+        let file = segment.file(self.store())?.clone();
+        let checksums = segment.checksums(slots_count);
+        let bytes = footer::encode(segment.nonce, segment.id, &checksums, journal, self.durable());
+        let start = u64::from(slots_count) * BLOCK_BYTES_U64;
+        let length = bytes.len() as u64;
+        match file.allocate(start, length) {
+            Ok(()) => {}
+            Err(StoreError::Full { .. }) => return Ok(()),
+            Err(error) => return Err(self.poison(&error.to_string())),
+        }
+        let written = file.write_at(&bytes, start).and_then(|()| file.set_length(start + length));
+        if let Err(error) = written {
+            return Err(self.poison(&error.to_string()));
+        }
+        let trailer = Trailer::decode(&bytes[bytes.len() - BLOCK_BYTES..], segment.nonce, segment.id);
+        segment.set_sealed(trailer.expect("encoded just now"));
+        self.counters.sealed.fetch_add(1, Ordering::Relaxed);
+        mark_dirty(out, segment.clone());
+        Ok(())
+    }
+}
+
+fn mark_dirty(out: &mut MutexGuard<'_, WriteOut>, segment: Arc<Segment>) {
+    if !out.dirty.iter().any(|known| Arc::ptr_eq(known, &segment)) {
+        out.dirty.push(segment);
+    }
+}

@@ -1,0 +1,310 @@
+//! The log as a whole: what is shared between the gate, the write-out, readers and recovery; create, close, background steps.
+//!
+//! Invariants: `durable <= appended`; once poisoned or closed nothing is appended or written.
+
+use crate::commit::{CommitState, WriteOut};
+use crate::error::{LogError, Result};
+use crate::format::descriptor::Descriptor;
+use crate::format::superblock::Commit;
+use crate::gate::Gate;
+use crate::room::RoomState;
+use crate::segment::Segment;
+use crate::staging::ChunkPool;
+use crate::tail::Job;
+use crate::types::{BLOCK_BYTES, Locator, Position, SegmentId, Sequence};
+use parking_lot::{Condvar, Mutex, RwLock};
+use ramet_store::{Lock, Store};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// An idle log says in itself what is durable after this long, and commits by itself as often.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How the log has worked since it was opened.
+#[derive(Default)]
+pub struct Counters {
+    /// Syncs of segment files.
+    pub syncs: AtomicU64,
+    /// Bytes handed to segment files.
+    pub written_bytes: AtomicU64,
+    /// Segments sealed.
+    pub sealed: AtomicU64,
+    /// Batches replayed at opening.
+    pub replayed: AtomicU64,
+    /// Longest time a command closed the gate, in nanoseconds.
+    pub gate_closed_ns_max: AtomicU64,
+    /// Time the last command closed the gate, in nanoseconds.
+    pub gate_closed_ns_last: AtomicU64,
+}
+
+/// The log of one pool directory.
+pub struct Log {
+    store: Arc<dyn Store>,
+    /// Given back when the log is closed.
+    lock: Mutex<Option<Box<dyn Lock>>>,
+    descriptor: Descriptor,
+    log_uuid: [u8; 16],
+    incarnation: [u8; 16],
+    read_only: bool,
+    pub(crate) superblock: Mutex<Commit>,
+    pub(crate) gate: Gate,
+    pub(crate) segments: RwLock<HashMap<SegmentId, Arc<Segment>>>,
+    pub(crate) chunks: ChunkPool,
+    pub(crate) jobs: Mutex<VecDeque<Job>>,
+    pub(crate) staged_bytes: AtomicU64,
+    pub(crate) write_out: Mutex<WriteOut>,
+    pub(crate) commit: Mutex<CommitState>,
+    pub(crate) commit_done: Condvar,
+    pub(crate) room: Mutex<RoomState>,
+    /// How the log has worked.
+    pub counters: Counters,
+    appended: AtomicU64,
+    durable: AtomicU64,
+    /// The highest durable sequence that a batch header names.
+    named: AtomicU64,
+    closed: AtomicBool,
+    poisoned: OnceLock<String>,
+    idle_since: Mutex<(Sequence, Instant)>,
+}
+
+/// What recovery found; from it the log is made.
+pub(crate) struct Recovered {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) lock: Box<dyn Lock>,
+    pub(crate) descriptor: Descriptor,
+    pub(crate) superblock: Commit,
+    pub(crate) segments: HashMap<SegmentId, Arc<Segment>>,
+    pub(crate) room: RoomState,
+    pub(crate) position: Position,
+    pub(crate) replayed: u64,
+    pub(crate) read_only: bool,
+}
+
+impl Log {
+    pub(crate) fn new(found: Recovered) -> Self {
+        let last = found.room.end.sequence;
+        Log {
+            store: found.store,
+            lock: Mutex::new(Some(found.lock)),
+            log_uuid: found.superblock.log,
+            incarnation: random_uuid(),
+            descriptor: found.descriptor,
+            read_only: found.read_only,
+            superblock: Mutex::new(found.superblock),
+            gate: Gate::new(crate::tail::Tail::new(Sequence(last.0 + 1), found.position)),
+            segments: RwLock::new(found.segments),
+            chunks: ChunkPool::default(),
+            jobs: Mutex::new(VecDeque::new()),
+            staged_bytes: AtomicU64::new(0),
+            write_out: Mutex::new(WriteOut::default()),
+            commit: Mutex::new(CommitState::default()),
+            commit_done: Condvar::new(),
+            room: Mutex::new(found.room),
+            counters: Counters { replayed: AtomicU64::new(found.replayed), ..Counters::default() },
+            appended: AtomicU64::new(last.0),
+            durable: AtomicU64::new(last.0),
+            named: AtomicU64::new(last.0),
+            closed: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
+            idle_since: Mutex::new((last, Instant::now())),
+        }
+    }
+
+    /// What never changes about the pool.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// The log's UUID.
+    pub fn uuid(&self) -> [u8; 16] {
+        self.log_uuid
+    }
+
+    /// Refuse what comes after `close`.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(LogError::Closed) } else { Ok(()) }
+    }
+
+    /// The store the log lies in.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// Whether the log was opened for reading only.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Why nothing is written any more, if so.
+    pub fn poisoned(&self) -> Option<&str> {
+        self.poisoned.get().map(String::as_str)
+    }
+
+    /// The highest batch begun.
+    pub fn appended(&self) -> Sequence {
+        Sequence(self.appended.load(Ordering::Acquire))
+    }
+
+    /// The highest batch that survives a power loss.
+    pub fn durable(&self) -> Sequence {
+        Sequence(self.durable.load(Ordering::Acquire))
+    }
+
+    /// The last slot assigned.
+    pub fn position(&self) -> Position {
+        self.gate.lock().position()
+    }
+
+    /// Segments of the log, and bytes of log that wait in memory.
+    pub fn sizes(&self) -> (usize, u64) {
+        (self.segments.read().len(), self.staged_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Read and verify consecutive blocks of one segment.
+    ///
+    /// `buffer` is whole blocks; `block_index` the first one's index in the object that holds it.
+    ///
+    /// # Errors
+    /// `Checksum` and `Lost` name segment and slot; `Store` where the medium fails. The buffer's content is then undefined.
+    pub fn read(&self, locator: Locator, block_index: u64, buffer: &mut [u8]) -> Result<()> {
+        assert!(buffer.len().is_multiple_of(BLOCK_BYTES), "reads are whole blocks");
+        let segment = self.segments.read().get(&locator.segment()).cloned();
+        let lost = || LogError::Lost { locator, reason: "its segment is missing".into() };
+        let segment = segment.ok_or_else(lost)?;
+        segment.read(self.store(), self.descriptor.seed, locator.slot(), block_index, buffer)
+    }
+
+    /// Background work, called by the log's owner a few times a second: prepare the next segment, commit by itself every
+    /// second, say what is durable. Result: whether more is waiting.
+    ///
+    /// # Errors
+    /// `Poisoned` where a write or sync fails.
+    pub fn step(&self, now: Instant) -> Result<bool> {
+        if self.read_only || self.closed.load(Ordering::Acquire) || self.poisoned.get().is_some() {
+            return Ok(false);
+        }
+        let more = self.prepare_ahead()?;
+        let (appended, durable) = (self.appended(), self.durable());
+        let mut idle = self.idle_since.lock();
+        if idle.0 != appended {
+            *idle = (appended, now);
+        } else if now.duration_since(idle.1) >= IDLE {
+            if durable < appended {
+                drop(idle);
+                self.commit(appended)?;
+            } else if self.named.load(Ordering::Acquire) < appended.0 {
+                drop(idle);
+                self.mark()?;
+            }
+        }
+        Ok(more)
+    }
+
+    fn mark(&self) -> Result<()> {
+        let appended = self.appended();
+        {
+            let slots = 4;
+            let mut held = self.gate.lock();
+            if held.last_sequence() != appended || !held.room_for_blocks(slots) {
+                return Ok(());
+            }
+            held.mark(self);
+            // A mark is not something to mark again.
+            self.named.store(held.last_sequence().0, Ordering::Release);
+        }
+        self.commit(self.appended())
+    }
+
+    /// Make everything durable, seal, note it in the superblock and give the lock back. Idempotent.
+    ///
+    /// # Errors
+    /// `Poisoned` where a write or sync fails; the lock is given back all the same.
+    pub fn close(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let result = if self.read_only || self.poisoned.get().is_some() { Ok(()) } else { self.close_writing() };
+        self.closed.store(true, Ordering::Release);
+        *self.lock.lock() = None;
+        result
+    }
+
+    fn close_writing(&self) -> Result<()> {
+        let _room = self.room.lock();
+        let (sequence, unused) = {
+            let mut held = self.gate.lock();
+            self.closed.store(true, Ordering::Release);
+            held.close_segment(self);
+            (held.last_sequence(), held.take_prepared())
+        };
+        self.sync_to_close(sequence)?;
+        for segment in unused {
+            self.store.remove(&segment.path)?;
+        }
+        let epoch = self.superblock.lock().epoch;
+        if sequence > self.superblock.lock().durable {
+            self.commit_superblock(epoch)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if let Some(reason) = self.poisoned.get() {
+            return Err(LogError::Poisoned { reason: reason.clone() });
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(LogError::Closed);
+        }
+        if self.read_only { Err(LogError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Refuse all writing from now on.
+    pub(crate) fn poison(&self, reason: &str) -> LogError {
+        let reason = self.poisoned.get_or_init(|| reason.to_string()).clone();
+        LogError::Poisoned { reason }
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.descriptor.seed
+    }
+
+    pub(crate) fn identity(&self) -> ([u8; 16], [u8; 16]) {
+        (self.log_uuid, self.incarnation)
+    }
+
+    pub(crate) fn insert_segment(&self, segment: Arc<Segment>) {
+        self.segments.write().insert(segment.id, segment);
+    }
+
+    pub(crate) fn set_appended(&self, sequence: Sequence) {
+        self.appended.store(sequence.0, Ordering::Release);
+    }
+
+    pub(crate) fn set_durable(&self, sequence: Sequence) {
+        self.durable.fetch_max(sequence.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn note_gate_closed(&self, time: Duration) {
+        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.counters.gate_closed_ns_last.store(ns, Ordering::Relaxed);
+        self.counters.gate_closed_ns_max.fetch_max(ns, Ordering::Relaxed);
+    }
+}
+
+/// Random bits from the operating system.
+pub(crate) fn random_u64() -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = random_uuid();
+    let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let [.., a, b, c, d, e, f, g, h] = random_uuid();
+    low ^ u64::from_le_bytes([a, b, c, d, e, f, g, h]).rotate_left(17)
+}
+
+/// A random UUID's bytes.
+pub(crate) fn random_uuid() -> [u8; 16] {
+    *uuid::Uuid::new_v4().as_bytes()
+}

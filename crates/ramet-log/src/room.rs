@@ -1,0 +1,169 @@
+//! Room for the log, made outside the gate: bytes are allocated before they are written, so a full medium is met here.
+//!
+//! Invariants: a segment's name and header are durable before it is handed to the gate; ids are never used twice,
+//! because a file is created exclusively and an epoch is one higher than any seen before.
+
+use crate::error::{LogError, Result};
+use crate::format::segment::{LogEnd, SegmentHeader};
+use crate::log::Log;
+use crate::segment::{Segment, segment_path};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, COUNTERS_MAX, EPOCH_MAX, SLOTS_MAX, SegmentId};
+use ramet_store::StoreError;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Slots allocated ahead at a time: 8 MiB.
+const STEP_SLOTS: u32 = 2048;
+
+/// Which ids come next. Locked while room is made.
+pub(crate) struct RoomState {
+    /// The highest epoch ever seen or taken.
+    pub(crate) epoch: u64,
+    /// The next counter in it; `None` until this opening has taken an epoch of its own.
+    pub(crate) counter: Option<u32>,
+    /// The segment made last, and the end of the log before this opening.
+    pub(crate) previous: Option<SegmentId>,
+    /// Where the log ended when it was opened.
+    pub(crate) end: LogEnd,
+}
+
+impl Log {
+    /// Allocate more of the open segment or prepare the next one, so that `slots` fit.
+    pub(crate) fn make_room(&self, slots: u32, contiguous: bool) -> Result<()> {
+        let mut state = self.room.lock();
+        self.check_writable()?;
+        let (enough, growable) = {
+            let held = self.gate.lock();
+            let enough = if contiguous { held.room_for_record(slots) } else { held.room_for_blocks(slots) };
+            (enough, held.growable())
+        };
+        if enough {
+            return Ok(());
+        }
+        if let Some(segment) = growable {
+            let from = segment.allocated.load(Ordering::Acquire);
+            let to = from.saturating_add(slots.max(STEP_SLOTS)).min(segment.slots_count);
+            allocate(&segment, self.store(), from, to)?;
+            segment.allocated.store(to, Ordering::Release);
+            return Ok(());
+        }
+        let usual = u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
+        let needed = if contiguous { slots.saturating_add(2) } else { 0 };
+        let segment = self.prepare_segment(&mut state, usual.max(needed), needed)?;
+        self.gate.lock().push_prepared(segment);
+        Ok(())
+    }
+
+    /// The epoch that new ids are made from; taken now if this opening has none yet.
+    ///
+    /// # Errors
+    /// As `enter_write`.
+    pub fn ensure_epoch(&self) -> Result<u64> {
+        loop {
+            let state = self.room.lock();
+            if state.counter.is_some() {
+                return Ok(state.epoch);
+            }
+            drop(state);
+            self.make_room(2, false)?;
+        }
+    }
+
+    /// Prepare one segment ahead, so that no writer has to. Result: whether there was anything to do.
+    ///
+    /// # Errors
+    /// As `enter_write`; a full medium is not one, the writer who needs the room will meet it.
+    pub(crate) fn prepare_ahead(&self) -> Result<bool> {
+        let mut state = self.room.lock();
+        self.check_writable()?;
+        let wanted = {
+            let held = self.gate.lock();
+            held.has_open_segment() && held.prepared_count() == 0 && held.growable().is_none()
+        };
+        if !wanted {
+            return Ok(false);
+        }
+        let usual = u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
+        match self.prepare_segment(&mut state, usual, 0) {
+            Ok(segment) => self.gate.lock().push_prepared(segment),
+            Err(LogError::Store(StoreError::Full { .. })) => return Ok(false),
+            Err(other) => return Err(other),
+        }
+        Ok(true)
+    }
+
+    /// Create a segment with everything about it durable, `allocated_min` of its slots allocated at least.
+    fn prepare_segment(&self, state: &mut RoomState, slots_count: u32, allocated_min: u32) -> Result<Arc<Segment>> {
+        assert!(slots_count <= SLOTS_MAX, "records are bounded below a segment's size");
+        let opens = state.counter.is_none().then_some(state.end);
+        let made = self.create_file(state).and_then(|(id, file)| {
+            let made = self.write_header(id, file, state.previous, opens, slots_count, allocated_min);
+            if made.is_err() {
+                // Nothing refers to the file yet; its id stays used.
+                let _ = self.store().remove(&segment_path(id));
+            }
+            made
+        });
+        match &made {
+            Ok(segment) => state.previous = Some(segment.id),
+            // The next try takes another epoch: this one's first segment has to say where the log before it ended.
+            Err(_) if opens.is_some() => state.counter = None,
+            Err(_) => {}
+        }
+        made
+    }
+
+    fn create_file(&self, state: &mut RoomState) -> Result<(SegmentId, Arc<dyn ramet_store::File>)> {
+        loop {
+            let counter = match state.counter {
+                Some(counter) if counter < COUNTERS_MAX => counter,
+                _ => {
+                    assert!(state.epoch < EPOCH_MAX, "epochs are used up");
+                    state.epoch += 1;
+                    self.commit_superblock(state.epoch)?;
+                    0
+                }
+            };
+            state.counter = Some(counter + 1);
+            let id = SegmentId::new(state.epoch, counter);
+            match self.store().create(&segment_path(id)) {
+                Ok(file) => return Ok((id, file)),
+                Err(StoreError::Exists { .. }) => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+    }
+
+    fn write_header(
+        &self,
+        id: SegmentId,
+        file: Arc<dyn ramet_store::File>,
+        previous: Option<SegmentId>,
+        opens: Option<LogEnd>,
+        slots_count: u32,
+        allocated_min: u32,
+    ) -> Result<Arc<Segment>> {
+        let nonce = crate::log::random_u64();
+        let (log, incarnation) = self.identity();
+        let header = SegmentHeader { seed: self.seed(), log, incarnation, nonce, file: id, segment: id, slots_count, previous, opens };
+        let allocated = STEP_SLOTS.max(allocated_min).min(slots_count);
+        let segment = Segment::open_for_append(id, nonce, slots_count, allocated, file.clone());
+        allocate(&segment, self.store(), 0, allocated)?;
+        let page = header.encode();
+        debug_assert_eq!(page.len(), BLOCK_BYTES);
+        // Header and name are durable before anything in the segment can be acknowledged: a batch whose segment may
+        // vanish would be lost without a trace.
+        let written = file.write_at(&page, 0).and_then(|()| file.sync()).and_then(|()| self.store().sync_directory("segments"));
+        match written {
+            Ok(()) => Ok(Arc::new(segment)),
+            Err(error @ StoreError::Full { .. }) => Err(error.into()),
+            Err(error) => Err(self.poison(&error.to_string())),
+        }
+    }
+}
+
+fn allocate(segment: &Segment, store: &dyn ramet_store::Store, from: u32, to: u32) -> Result<()> {
+    let file = segment.file(store)?;
+    let (start, length) = (u64::from(from) * BLOCK_BYTES_U64, u64::from(to - from) * BLOCK_BYTES_U64);
+    Ok(file.allocate(start, length)?)
+}

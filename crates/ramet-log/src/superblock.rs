@@ -1,0 +1,99 @@
+//! The two superblock slots: read at opening, written for each epoch and at a clean close.
+//!
+//! Invariant: the slot that is written is never the one that holds the newest commit.
+
+use crate::error::{LogError, Result};
+use crate::format::superblock::Commit;
+use crate::log::Log;
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
+use ramet_store::Store;
+
+const PATH: &str = "superblock";
+
+/// What the slots hold.
+pub(crate) struct Slots {
+    /// The newest commit.
+    pub(crate) newest: Commit,
+    pages: [Vec<u8>; 2],
+    newest_slot: usize,
+    other_valid: bool,
+}
+
+/// Write both slots of a new pool.
+pub(crate) fn create(store: &dyn Store, commit: &Commit, seed: u64) -> Result<()> {
+    let file = if store.exists(PATH)? { store.open(PATH, true)? } else { store.create(PATH)? };
+    let page = commit.encode(seed);
+    file.allocate(0, 2 * BLOCK_BYTES_U64)?;
+    file.write_at(&page, 0)?;
+    file.write_at(&page, BLOCK_BYTES_U64)?;
+    file.sync()?;
+    Ok(())
+}
+
+/// Read both slots.
+pub(crate) fn read(store: &dyn Store, seed: u64) -> Result<Slots> {
+    let foundation = |reason: &str| LogError::Foundation { file: PATH, reason: reason.into() };
+    if !store.exists(PATH)? {
+        return Err(foundation("it is missing"));
+    }
+    let file = store.open(PATH, false)?;
+    let mut pages = [vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]];
+    for (slot, page) in (0u64..).zip(&mut pages) {
+        match file.read_at(page, slot * BLOCK_BYTES_U64) {
+            Ok(()) | Err(ramet_store::StoreError::ShortRead { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+    }
+    let (first, second) = (Commit::decode(&pages[0], seed), Commit::decode(&pages[1], seed));
+    let other_valid = first.is_some() && second.is_some();
+    let (newest_slot, newest) = match (first, second) {
+        (Some(first), Some(second)) if second.number > first.number => (1, second),
+        (Some(first), _) => (0, first),
+        (None, Some(second)) => (1, second),
+        (None, None) => return Err(foundation("neither of its slots verifies")),
+    };
+    Ok(Slots { newest, pages, newest_slot, other_valid })
+}
+
+impl Slots {
+    /// Make what was read durable: the newer slot, then the older, with a sync after each; an invalid one gets a copy.
+    pub(crate) fn make_durable(&self, store: &dyn Store) -> Result<()> {
+        let file = store.open(PATH, true)?;
+        let newest = &self.pages[self.newest_slot];
+        let other_slot = 1 - self.newest_slot;
+        let other = if self.other_valid { &self.pages[other_slot] } else { newest };
+        for (slot, page) in [(self.newest_slot, newest), (other_slot, other)] {
+            file.write_at(page, slot as u64 * BLOCK_BYTES_U64)?;
+            file.sync()?;
+        }
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Write the older slot: this epoch, this incarnation, what is durable now.
+    ///
+    /// # Durability
+    /// Durable on return.
+    pub(crate) fn commit_superblock(&self, epoch: u64) -> Result<()> {
+        let mut current = self.superblock.lock();
+        let (_, incarnation) = self.identity();
+        let next = Commit {
+            number: current.number + 1,
+            number_before: current.number,
+            incarnation,
+            epoch,
+            durable: self.durable(),
+            ..current.clone()
+        };
+        let page = next.encode(self.seed());
+        let slot = next.number % 2;
+        let file = self.store().open(PATH, true)?;
+        let written = file.write_at(&page, slot * BLOCK_BYTES_U64).and_then(|()| file.sync());
+        if let Err(error) = written {
+            return Err(self.poison(&error.to_string()));
+        }
+        *current = next;
+        Ok(())
+    }
+}

@@ -1,0 +1,318 @@
+//! Who is connected to what: the connection limit, refused objects, closing.
+//!
+//! Invariant: from the moment before `Exports::open` is called until the device is dropped, a
+//! connection is visible here as opening or attached; so when `close_connections` returns, no
+//! session holds or will get a device of the objects it closed.
+
+use crate::judgement::ExportShape;
+use crate::transport::Hangup;
+use parking_lot::{Condvar, Mutex};
+use ramet_engine::{BlockDevice, EngineError, Export, Exports};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// All connections of a server.
+pub(crate) struct Registry {
+    state: Mutex<State>,
+    changed: Condvar,
+    closing: AtomicBool,
+    connections_max: usize,
+}
+
+#[derive(Default)]
+struct State {
+    /// Counts members and openings; never repeats.
+    ticket_next: u64,
+    members: HashMap<u64, Member>,
+    /// Object id to the number of `refuse` calls that were not allowed again.
+    refused: HashMap<u64, usize>,
+}
+
+struct Member {
+    control: Arc<Control>,
+    /// Ticket of the `Exports::open` in progress.
+    opening: Option<u64>,
+    /// The object whose device the session holds.
+    object: Option<u64>,
+}
+
+/// How others end a session.
+pub(crate) struct Control {
+    stopped: AtomicBool,
+    hangup: Box<dyn Hangup>,
+}
+
+impl Control {
+    /// True when no further request may be started.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.hangup.hang_up();
+    }
+}
+
+impl Registry {
+    pub(crate) fn new(connections_max: usize) -> Self {
+        Registry {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            closing: AtomicBool::new(false),
+            connections_max,
+        }
+    }
+
+    pub(crate) fn connections_count(&self) -> usize {
+        self.state.lock().members.len()
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Take in a connection; nothing when the server is full or closing.
+    pub(crate) fn join(self: &Arc<Self>, hangup: Box<dyn Hangup>) -> Option<Membership> {
+        let control = Arc::new(Control { stopped: AtomicBool::new(false), hangup });
+        let mut state = self.state.lock();
+        if self.is_closing() || state.members.len() >= self.connections_max {
+            return None;
+        }
+        let id = state.ticket();
+        let member = Member { control: Arc::clone(&control), opening: None, object: None };
+        state.members.insert(id, member);
+        drop(state);
+        Some(Membership { registry: Arc::clone(self), id, control })
+    }
+
+    /// Refuse `objects`, end their connections, and wait until their devices are dropped.
+    ///
+    /// Result: how many connections were ended.
+    pub(crate) fn refuse(&self, objects: &[u64]) -> usize {
+        let concerned: HashSet<u64> = objects.iter().copied().collect();
+        let mut state = self.state.lock();
+        for object in &concerned {
+            *state.refused.entry(*object).or_default() += 1;
+        }
+        let before = state.ticket();
+        let attached = |member: &Member| member.object.is_some_and(|id| concerned.contains(&id));
+        let mut ended_count = 0;
+        for member in state.members.values().filter(|member| attached(member)) {
+            member.control.stop();
+            ended_count += 1;
+        }
+        // Who was opening cannot know yet that it is refused; who opens later finds out.
+        let in_the_way = |member: &Member| {
+            attached(member) || member.opening.is_some_and(|ticket| ticket < before)
+        };
+        self.changed.wait_while(&mut state, |state| state.members.values().any(in_the_way));
+        ended_count
+    }
+
+    /// Undo one `refuse` of each of `objects`.
+    pub(crate) fn allow(&self, objects: &[u64]) {
+        let concerned: HashSet<u64> = objects.iter().copied().collect();
+        let mut state = self.state.lock();
+        for object in &concerned {
+            if let Some(count) = state.refused.get_mut(object) {
+                *count -= 1;
+                if *count == 0 {
+                    state.refused.remove(object);
+                }
+            }
+        }
+    }
+
+    /// Take nobody in from now on, and wake who waits for that.
+    pub(crate) fn begin_closing(&self) {
+        let _state = self.state.lock();
+        self.closing.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Wait for `begin_closing`, at most `patience`.
+    pub(crate) fn wait_for_closing(&self, patience: Duration) {
+        let mut state = self.state.lock();
+        if !self.is_closing() {
+            self.changed.wait_for(&mut state, patience);
+        }
+    }
+
+    /// Let every session answer what was received, at most `answer` long; then cut it off, and
+    /// wait `cut_off` at most.
+    ///
+    /// Result: how many sessions are still there.
+    pub(crate) fn drain(&self, answer: Duration, cut_off: Duration) -> usize {
+        let mut state = self.state.lock();
+        for member in state.members.values() {
+            member.control.hangup.stop_receiving();
+        }
+        self.wait_until_empty(&mut state, answer);
+        for member in state.members.values() {
+            member.control.stop();
+        }
+        self.wait_until_empty(&mut state, cut_off);
+        state.members.len()
+    }
+
+    fn wait_until_empty(&self, state: &mut parking_lot::MutexGuard<'_, State>, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !state.members.is_empty() {
+            if self.changed.wait_until(state, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    fn change(&self, id: u64, change: impl FnOnce(&mut Member)) {
+        let mut state = self.state.lock();
+        if let Some(member) = state.members.get_mut(&id) {
+            change(member);
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl State {
+    fn ticket(&mut self) -> u64 {
+        self.ticket_next += 1;
+        self.ticket_next
+    }
+}
+
+/// Why an export could not be opened.
+pub(crate) enum Refusal {
+    /// The engine says so.
+    Engine(EngineError),
+    /// Its connections are being closed by force.
+    Refused,
+    /// The server is closing.
+    Closing,
+}
+
+/// A connection's place in the registry; leaving it is dropping this.
+pub(crate) struct Membership {
+    registry: Arc<Registry>,
+    id: u64,
+    control: Arc<Control>,
+}
+
+impl Membership {
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Open an export and hold its device.
+    ///
+    /// # Errors
+    /// `Refusal`; then nothing is held.
+    pub(crate) fn open(&self, exports: &dyn Exports, name: &str) -> Result<Attachment, Refusal> {
+        let opening = Opening::begin(self);
+        // Declared after `opening` and so dropped before it, in a panic too: while a device may
+        // exist the registry must show it.
+        let (export, device) = exports.open(name).map_err(Refusal::Engine)?;
+        let mut state = self.registry.state.lock();
+        let refusal = if self.registry.is_closing() {
+            Some(Refusal::Closing)
+        } else if state.refused.contains_key(&export.object) {
+            Some(Refusal::Refused)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            drop(state);
+            return Err(refusal);
+        }
+        if let Some(member) = state.members.get_mut(&self.id) {
+            member.object = Some(export.object);
+        }
+        drop(state);
+        drop(opening);
+        let shape = ExportShape { size_bytes: device.size_bytes(), read_only: device.read_only() };
+        let registry = Arc::clone(&self.registry);
+        Ok(Attachment { export, shape, device: Some(device), registry, id: self.id })
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let member = self.registry.state.lock().members.remove(&self.id);
+        // The socket may close here: outside the lock.
+        drop(member);
+        let _state = self.registry.state.lock();
+        self.registry.changed.notify_all();
+    }
+}
+
+/// Marks a connection as opening an export.
+struct Opening<'a> {
+    membership: &'a Membership,
+}
+
+impl<'a> Opening<'a> {
+    fn begin(membership: &'a Membership) -> Self {
+        let mut state = membership.registry.state.lock();
+        let ticket = state.ticket();
+        if let Some(member) = state.members.get_mut(&membership.id) {
+            member.opening = Some(ticket);
+        }
+        drop(state);
+        Opening { membership }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.membership.registry.change(self.membership.id, |member| member.opening = None);
+    }
+}
+
+/// An open export. Dropping it drops the device, and then says so.
+pub(crate) struct Attachment {
+    export: Export,
+    shape: ExportShape,
+    device: Option<Arc<dyn BlockDevice>>,
+    registry: Arc<Registry>,
+    id: u64,
+}
+
+impl Attachment {
+    pub(crate) fn export(&self) -> &Export {
+        &self.export
+    }
+
+    /// What the connection sees for as long as it lasts; a resize is seen by the next one.
+    pub(crate) fn shape(&self) -> ExportShape {
+        self.shape
+    }
+
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        self.device.as_deref().expect("the device is there until the attachment is dropped")
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // Told even if dropping the device panics: the waiter would never wake.
+        let _told = Detached { registry: &self.registry, id: self.id };
+        self.device = None;
+    }
+}
+
+struct Detached<'a> {
+    registry: &'a Registry,
+    id: u64,
+}
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        self.registry.change(self.id, |member| member.object = None);
+    }
+}

@@ -1,0 +1,184 @@
+//! The server: accepts connections, closes those of some objects, closes all.
+//!
+//! Owns the listening thread and the registry. Invariant: after `close` no new connection is
+//! served, and every session has ended or is reported.
+
+use crate::error::NbdError;
+use crate::registry::Registry;
+use crate::session;
+use crate::transport::{Accepted, Listener};
+use crate::unix::UnixListener;
+use parking_lot::Mutex;
+use ramet_engine::Exports;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// Connections that a server takes unless told otherwise: each costs a thread.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// How long `close` lets sessions answer what they have received.
+const CLOSE_ANSWER: Duration = Duration::from_secs(5);
+/// How long `close` waits for sessions that were cut off after that.
+const CLOSE_CUT_OFF: Duration = Duration::from_secs(2);
+/// Pause after an accept that failed for want of files or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bounds of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Further connections are closed as soon as they are accepted.
+    pub connections_max: usize,
+    /// How long [`NbdServer::close`] lets sessions answer what they have received.
+    pub close_answer: Duration,
+    /// How long it then waits for sessions that were cut off.
+    pub close_cut_off: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: CONNECTIONS_MAX,
+            close_answer: CLOSE_ANSWER,
+            close_cut_off: CLOSE_CUT_OFF,
+        }
+    }
+}
+
+/// A running server. Dropping it closes it.
+pub struct NbdServer {
+    registry: Arc<Registry>,
+    listener: Arc<dyn Listener>,
+    accepting: Mutex<Option<JoinHandle<()>>>,
+    limits: Limits,
+    process_id: u32,
+}
+
+impl NbdServer {
+    /// Serve `exports` on a unix socket at `path`, which only the owner can connect to.
+    ///
+    /// A socket file that nobody answers on is replaced.
+    ///
+    /// # Errors
+    /// `InUse` when somebody answers there; `NotASocket`; `PathTooLong`; `Io`.
+    pub fn start_unix(
+        path: &Path,
+        exports: Arc<dyn Exports>,
+        limits: Limits,
+    ) -> Result<NbdServer, NbdError> {
+        Self::start(Arc::new(UnixListener::bind(path)?), exports, limits).map_err(|source| {
+            NbdError::Io { doing: "start a thread for", path: PathBuf::from(path), source }
+        })
+    }
+
+    fn start(
+        listener: Arc<dyn Listener>,
+        exports: Arc<dyn Exports>,
+        limits: Limits,
+    ) -> io::Result<NbdServer> {
+        let registry = Arc::new(Registry::new(limits.connections_max));
+        let accepting = {
+            let (listener, registry) = (Arc::clone(&listener), Arc::clone(&registry));
+            Builder::new()
+                .name("nbd-accept".to_owned())
+                .spawn(move || accept_connections(&*listener, &registry, &exports))
+        };
+        let accepting = match accepting {
+            Ok(accepting) => Mutex::new(Some(accepting)),
+            Err(error) => {
+                listener.stop();
+                return Err(error);
+            }
+        };
+        Ok(NbdServer { registry, listener, accepting, limits, process_id: std::process::id() })
+    }
+
+    /// Connections that are open now, negotiating ones included.
+    #[must_use]
+    pub fn connections_count(&self) -> usize {
+        self.registry.connections_count()
+    }
+
+    /// Refuse `objects` from now on, end their connections, and wait until the last of these has
+    /// let go of its device: no request of theirs lands after the return.
+    ///
+    /// Requests that have not reached the device are dropped unanswered. Each call is undone by
+    /// one call of [`NbdServer::allow_connections`]; where two overlap, both must be. The wait has
+    /// no limit, for only its end makes the promise true: the caller may hold nothing that a
+    /// device call or `Exports::open` waits for.
+    ///
+    /// Result: how many connections were ended.
+    pub fn close_connections(&self, objects: &[u64]) -> usize {
+        self.registry.refuse(objects)
+    }
+
+    /// Undo one [`NbdServer::close_connections`] of each of `objects`; the others are not changed.
+    pub fn allow_connections(&self, objects: &[u64]) {
+        self.registry.allow(objects);
+    }
+
+    /// Stop accepting, let what was received be answered, and end all sessions.
+    ///
+    /// The socket file is removed first, if it is still ours. Takes at most the two times of
+    /// [`Limits`]. Calling it again is harmless.
+    ///
+    /// # Durability
+    /// None: the owner flushes afterwards.
+    ///
+    /// # Errors
+    /// `CloseTimeout` when the device holds sessions longer than that; they end when it lets go.
+    pub fn close(&self) -> Result<(), NbdError> {
+        // A forked child shares the sockets but has no threads: closing would end its parent's.
+        if std::process::id() != self.process_id {
+            return Ok(());
+        }
+        self.registry.begin_closing();
+        if let Some(accepting) = self.accepting.lock().take() {
+            self.listener.stop();
+            // It has no way to panic, and nothing could be done about it here.
+            let _ = accepting.join();
+        }
+        match self.registry.drain(self.limits.close_answer, self.limits.close_cut_off) {
+            0 => Ok(()),
+            connections_count => Err(NbdError::CloseTimeout { connections_count }),
+        }
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        // Who wants to know calls `close`.
+        let _ = self.close();
+    }
+}
+
+fn accept_connections(
+    listener: &dyn Listener,
+    registry: &Arc<Registry>,
+    exports: &Arc<dyn Exports>,
+) {
+    while !registry.is_closing() {
+        match listener.accept() {
+            Ok(accepted) => start_session(accepted, registry, exports),
+            Err(error) if is_transient(&error) => {}
+            // Out of files or memory: others must end first. Closing ends the pause.
+            Err(_) => registry.wait_for_closing(ACCEPT_PAUSE),
+        }
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
+}
+
+/// Start a thread for a connection; without room for it the connection is dropped, which ends it.
+fn start_session(accepted: Accepted, registry: &Arc<Registry>, exports: &Arc<dyn Exports>) {
+    let Accepted { transport, hangup } = accepted;
+    let Some(membership) = registry.join(hangup) else { return };
+    let exports = Arc::clone(exports);
+    // Detached: the registry counts sessions, and an unjoined thread would keep its stack.
+    let _ = Builder::new()
+        .name("nbd-session".to_owned())
+        .spawn(move || session::serve(transport, membership, &*exports));
+}

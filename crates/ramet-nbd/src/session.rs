@@ -1,0 +1,29 @@
+//! One connection, from the greeting to the end, on a thread of its own.
+//!
+//! Invariant: whatever happens, a panic included, the device is dropped, then the socket closed.
+
+use crate::channel::{Channel, Ended};
+use crate::negotiation::Negotiation;
+use crate::registry::Membership;
+use crate::transmission::Transmission;
+use crate::transport::Transport;
+use ramet_engine::Exports;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Serve a connection until it ends.
+pub(crate) fn serve(transport: Box<dyn Transport>, membership: Membership, exports: &dyn Exports) {
+    // A panic is the end of this connection and of nothing else; the panic hook has reported it.
+    // What it may have left half done is dropped here, or guarded by the engine's own poisoning.
+    let _ended = catch_unwind(AssertUnwindSafe(|| converse(transport, &membership, exports)));
+    drop(membership);
+}
+
+fn converse(
+    transport: Box<dyn Transport>,
+    membership: &Membership,
+    exports: &dyn Exports,
+) -> Result<(), Ended> {
+    let mut channel = Channel::new(transport);
+    let attachment = Negotiation::new(&mut channel, membership, exports).run()?;
+    Transmission::new(&mut channel, membership, &attachment).run()
+}

@@ -1,0 +1,49 @@
+//! What the server needs of a listening socket and of a connection, whatever kind they are.
+//!
+//! Owns the traits only. TCP and TLS are further implementations; nothing above this file knows.
+
+use std::io;
+
+/// What a receive brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// So many bytes, at least one.
+    Bytes(usize),
+    /// The peer has been silent for a while: give up memory, then receive again.
+    Silence,
+    /// The peer will send nothing more.
+    End,
+}
+
+/// The byte stream of one connection; belongs to its session alone.
+pub(crate) trait Transport: Send {
+    /// Receive into `buffer`, which is not empty. Blocks.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received>;
+
+    /// Send all of `bytes`. Blocks.
+    fn send_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Ends a connection from another thread; never blocks.
+pub(crate) trait Hangup: Send + Sync {
+    /// The session gets what was received already, then the end; it can still answer.
+    fn stop_receiving(&self);
+
+    /// Every receive and send of the session fails from now on, blocked ones included.
+    fn hang_up(&self);
+}
+
+/// A new connection.
+pub(crate) struct Accepted {
+    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) hangup: Box<dyn Hangup>,
+}
+
+/// A listening socket.
+pub(crate) trait Listener: Send + Sync {
+    /// Wait for a connection.
+    fn accept(&self) -> io::Result<Accepted>;
+
+    /// Make this and every later `accept` fail, and give up the address.
+    fn stop(&self);
+}

@@ -1,0 +1,74 @@
+//! What commands return of volumes and snapshots.
+
+use pyo3::prelude::*;
+use ramet_engine::{ObjectInfo, ObjectKind};
+
+/// See python/ramet/_core.pyi.
+#[pyclass(frozen, module = "ramet._core")]
+pub struct Object(pub ObjectInfo);
+
+#[pymethods]
+impl Object {
+    #[getter]
+    fn id(&self) -> u64 {
+        self.0.id.0
+    }
+
+    #[getter]
+    fn uuid(&self) -> String {
+        self.0.uuid.to_string()
+    }
+
+    #[getter]
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    #[getter]
+    fn kind(&self) -> &'static str {
+        match self.0.kind {
+            ObjectKind::Volume => "volume",
+            ObjectKind::Snapshot => "snapshot",
+        }
+    }
+
+    #[getter]
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes
+    }
+
+    #[getter]
+    fn mapped_bytes(&self) -> u64 {
+        self.0.mapped_bytes
+    }
+
+    #[getter]
+    fn created_ns(&self) -> u64 {
+        self.0.created_ns
+    }
+
+    #[getter]
+    fn parent(&self) -> Option<String> {
+        self.0.parent.map(|uuid| uuid.to_string())
+    }
+
+    #[getter]
+    fn source(&self) -> Option<String> {
+        self.0.source.map(|uuid| uuid.to_string())
+    }
+
+    #[getter]
+    fn batch(&self) -> String {
+        self.0.batch.to_string()
+    }
+
+    #[getter]
+    fn attached_count(&self) -> u32 {
+        self.0.attached_count
+    }
+}
+
+/// Convert a command's result.
+pub fn objects(infos: Vec<ObjectInfo>) -> Vec<Object> {
+    infos.into_iter().map(Object).collect()
+}

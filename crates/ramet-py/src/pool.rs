@@ -1,0 +1,199 @@
+//! An open pool, and the thread that does its background work.
+
+use crate::call::{Owner, call};
+use crate::device::Device;
+use crate::object::{Object, objects};
+use crate::server::NbdServer;
+use parking_lot::{Condvar, Mutex};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use ramet_engine::Engine;
+use std::mem::ManuallyDrop;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Background steps while there is nothing to do.
+const STEP_EVERY: Duration = Duration::from_millis(100);
+/// Between two steps while there is much to do, so that clients come first.
+const STEP_PAUSE: Duration = Duration::from_millis(1);
+
+/// See python/ramet/_core.pyi.
+#[pyclass(frozen, module = "ramet._core")]
+pub struct Pool {
+    engine: ManuallyDrop<Arc<Engine>>,
+    path: PathBuf,
+    owner: Owner,
+    stop: Arc<Stop>,
+}
+
+#[derive(Default)]
+struct Stop {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    fn stop(&self) {
+        *self.stopped.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Wait; true once stopped.
+    fn wait(&self, time: Duration) -> bool {
+        let mut stopped = self.stopped.lock();
+        if !*stopped {
+            self.changed.wait_for(&mut stopped, time);
+        }
+        *stopped
+    }
+}
+
+fn housekeeping(engine: &std::sync::Weak<Engine>, stop: &Stop) {
+    let mut pause = STEP_EVERY;
+    while !stop.wait(pause) {
+        let Some(engine) = engine.upgrade() else { return };
+        // A failed step has poisoned the pool: every caller is told, and `stats` says why.
+        pause = match engine.step(Instant::now()) {
+            Ok(true) => STEP_PAUSE,
+            Ok(false) | Err(_) => STEP_EVERY,
+        };
+    }
+}
+
+#[pymethods]
+impl Pool {
+    #[staticmethod]
+    #[pyo3(signature = (path, segment_bytes = 0))]
+    #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over by value, here and below.
+    fn create(py: Python<'_>, path: PathBuf, segment_bytes: u64) -> PyResult<()> {
+        call(py, Owner::current(), || Engine::create(&path, segment_bytes))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (path, read_only = false))]
+    fn open(py: Python<'_>, path: PathBuf, read_only: bool) -> PyResult<Pool> {
+        let owner = Owner::current();
+        let engine = call(py, owner, || Engine::open(&path, read_only))?;
+        let stop = Arc::new(Stop::default());
+        let (weak, stopped) = (Arc::downgrade(&engine), stop.clone());
+        std::thread::Builder::new().name("ramet-steps".into()).spawn(move || housekeeping(&weak, &stopped))?;
+        Ok(Pool { engine: ManuallyDrop::new(engine), path, owner, stop })
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        call(py, self.owner, || {
+            self.stop.stop();
+            self.engine.close()
+        })
+    }
+
+    #[getter]
+    fn uuid(&self) -> String {
+        self.engine.uuid().to_string()
+    }
+
+    #[getter]
+    fn path(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    #[getter]
+    fn read_only(&self) -> bool {
+        self.engine.read_only()
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = call(py, self.owner, || self.engine.stats())?;
+        let dict = PyDict::new(py);
+        dict.set_item("poisoned", !stats.poisoned.is_empty())?;
+        dict.set_item("poisoned_reason", stats.poisoned)?;
+        for (name, value) in [
+            ("volumes_count", stats.volumes_count),
+            ("snapshots_count", stats.snapshots_count),
+            ("mapped_bytes", stats.mapped_bytes),
+            ("dead_bytes", stats.dead_bytes),
+            ("dying_count", stats.dying_count),
+            ("segments_count", stats.segments_count),
+            ("sealed_count", stats.sealed_count),
+            ("staged_bytes", stats.staged_bytes),
+            ("written_bytes", stats.written_bytes),
+            ("syncs_count", stats.syncs_count),
+            ("replayed_count", stats.replayed_count),
+            ("durable_sequence", stats.durable_sequence),
+            ("appended_sequence", stats.appended_sequence),
+            ("gate_closed_ns_last", stats.gate_closed_ns_last),
+            ("gate_closed_ns_max", stats.gate_closed_ns_max),
+            ("space_free_bytes", stats.space_free_bytes),
+            ("space_bytes", stats.space_bytes),
+        ] {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    fn list(&self, py: Python<'_>) -> PyResult<Vec<Object>> {
+        call(py, self.owner, || Ok(self.engine.list())).map(objects)
+    }
+
+    fn find(&self, py: Python<'_>, name: &str) -> PyResult<Object> {
+        call(py, self.owner, || self.engine.find(name)).map(Object)
+    }
+
+    fn taken(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<String>> {
+        call(py, self.owner, || Ok(self.engine.taken(&names)))
+    }
+
+    fn create_volumes(&self, py: Python<'_>, names: Vec<String>, size_bytes: u64) -> PyResult<Vec<Object>> {
+        call(py, self.owner, || self.engine.create_volumes(&names, size_bytes)).map(objects)
+    }
+
+    fn snapshot(&self, py: Python<'_>, volumes: Vec<String>, names: Vec<String>) -> PyResult<Vec<Object>> {
+        call(py, self.owner, || self.engine.snapshot(&volumes, &names)).map(objects)
+    }
+
+    #[pyo3(signature = (source, names, size_bytes = None))]
+    fn clone(&self, py: Python<'_>, source: &str, names: Vec<String>, size_bytes: Option<u64>) -> PyResult<Vec<Object>> {
+        call(py, self.owner, || self.engine.clone_object(source, &names, size_bytes)).map(objects)
+    }
+
+    #[pyo3(signature = (volume, snapshot, keep_name = None, take_size = false))]
+    fn revert(&self, py: Python<'_>, volume: &str, snapshot: &str, keep_name: Option<&str>, take_size: bool) -> PyResult<Vec<Object>> {
+        call(py, self.owner, || self.engine.revert(volume, snapshot, keep_name, take_size)).map(objects)
+    }
+
+    fn rename(&self, py: Python<'_>, name: &str, new_name: &str) -> PyResult<Object> {
+        call(py, self.owner, || self.engine.rename(name, new_name)).map(Object)
+    }
+
+    fn delete(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<Object>> {
+        call(py, self.owner, || self.engine.delete(&names)).map(objects)
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        call(py, self.owner, || self.engine.flush())
+    }
+
+    fn open_device(&self, py: Python<'_>, name: &str) -> PyResult<Device> {
+        let device = call(py, self.owner, || self.engine.device(name))?;
+        Ok(Device::new(device, self.owner))
+    }
+
+    fn serve_nbd(&self, py: Python<'_>, socket_path: PathBuf) -> PyResult<NbdServer> {
+        NbdServer::start(py, self.owner, &self.engine, socket_path)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // After a fork the engine belongs to the parent: the child must neither write nor seal anything.
+        if !self.owner.is_current() {
+            return;
+        }
+        self.stop.stop();
+        // Nobody is left to be told; what failed here is found when the pool is opened.
+        let _ = self.engine.close();
+        // SAFETY: dropped once, here, and never used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.engine) };
+    }
+}
