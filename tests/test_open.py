@@ -135,7 +135,7 @@ def test_a_pool_is_never_made_over_another(closed_pool: Path) -> None:
         assert pool.volume("db").read(0, 7) == b"content"
 
 
-@pytest.mark.parametrize("segment_size", ["1KiB", "3MiB", "512MiB", -1, "x", 0.5])
+@pytest.mark.parametrize("segment_size", ["1KiB", 2**20 + 1, "512MiB", -1, "x", 0.5])
 def test_segment_sizes_that_cannot_be_are_refused(tmp_path: Path, segment_size: str) -> None:
     with pytest.raises(InvalidError):
         ramet.create(tmp_path / "pool", segment_size=segment_size)

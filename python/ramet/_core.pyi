@@ -8,6 +8,8 @@ from typing import final
 
 from typing_extensions import Buffer
 
+__all__ = ["Device", "NbdServer", "Object", "Pool", "version"]
+
 @final
 class Object:
     """What the pool knows of one volume or snapshot at the moment of the call."""

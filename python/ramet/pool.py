@@ -39,8 +39,8 @@ LOOK_UPS_MAX = 64  # Objects that are looked up one by one; from there on one li
 def create(path: str | os.PathLike[str], *, segment_size: str | int | None = None) -> None:
     """Make an empty pool in directory `path`, which must be empty or missing.
 
-    `segment_size`: bytes or a text, a power of two from 1 MiB to 256 MiB; None: 64 MiB. Durable on
-    return.
+    `segment_size`: bytes or a text, a multiple of 4 KiB from 1 MiB to 256 MiB; None: 64 MiB.
+    Durable on return.
     Raises: ConflictError where the directory holds files; InvalidError for a bad size;
     UnavailableError where it cannot be written to; FullError.
     Source: docs/internals/format.md.
@@ -107,8 +107,7 @@ class NbdServer:
 
         Example: pool.serve_nbd(directory / "nbd.sock").close()
         """
-        self._pool._forget_server(self._core)  # noqa: SLF001 - one module, two halves of one thing.
-        self._core.close()
+        self._pool._close_server(self._core)  # noqa: SLF001 - one module, two halves of one thing.
 
 
 class Pool:
@@ -123,6 +122,7 @@ class Pool:
         self._core = core
         self._lock = threading.RLock()
         self._process_id = os.getpid()
+        self._closed = False
         self._servers: list[_core.NbdServer] = []
         self._numbers = NumberedNames(core.taken)
 
@@ -164,7 +164,8 @@ class Pool:
         """
         if os.getpid() != self._process_id:
             return
-        with self._command():
+        with self._lock:
+            self._closed = True
             servers, self._servers = self._servers, []
             for server in servers:
                 server.close()
@@ -271,7 +272,7 @@ class Pool:
         Raises: NotFoundError.
         Example: pool.open_device("db").read(0, 4096)
         """
-        self._check_process()
+        self._check_usable()
         return self._core.open_device(_key(target))
 
     # Verbs
@@ -414,7 +415,7 @@ class Pool:
         Raises: UnavailableError once the pool is poisoned or closed.
         Example: pool.flush()
         """
-        self._check_process()
+        self._check_usable()
         self._core.flush()
 
     def stats(self) -> dict[str, int | str | bool]:
@@ -422,7 +423,7 @@ class Pool:
 
         Example: pool.stats()
         """
-        self._check_process()
+        self._check_usable()
         return self._core.stats()
 
     def serve_nbd(self, socket_path: str | os.PathLike[str]) -> NbdServer:
@@ -445,11 +446,11 @@ class Pool:
 
     @contextmanager
     def _command(self) -> Iterator[None]:
-        self._check_process()
+        self._check_usable()
         with self._lock:
             yield
 
-    def _check_process(self) -> None:
+    def _check_usable(self) -> None:
         # After a fork the lock may be held by a thread that is not here: never wait for it.
         if os.getpid() != self._process_id:
             raise UnavailableError(
@@ -457,6 +458,10 @@ class Pool:
                 f"pool '{self.path}' was opened by process {self._process_id},"
                 f" this is {os.getpid()};"
                 " hint: open it after the fork, in one of them",
+            )
+        if self._closed:
+            raise UnavailableError(
+                "pool_closed", f"pool '{self.path}' was closed; hint: open it again"
             )
 
     @contextmanager
@@ -472,16 +477,19 @@ class Pool:
             for server in servers:
                 server.allow_connections(object_ids)
 
-    def _forget_server(self, server: _core.NbdServer) -> None:
-        with self._command():
+    def _close_server(self, server: _core.NbdServer) -> None:
+        if os.getpid() != self._process_id:
+            return
+        with self._lock:
             self._servers = [other for other in self._servers if other is not server]
+        server.close()
 
     def _list(self) -> list[_core.Object]:
-        self._check_process()
+        self._check_usable()
         return self._core.list()
 
     def _find(self, target: ObjectLike) -> _core.Object:
-        self._check_process()
+        self._check_usable()
         return self._core.find(_key(target))
 
     def _find_all(self, targets: Sequence[ObjectLike]) -> list[_core.Object]:

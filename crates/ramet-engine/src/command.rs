@@ -1,7 +1,8 @@
-//! What a record does to the pool, in three moments: prepared before the gate, enacted inside it, settled after it.
+//! What a record does to the pool, in three moments: prepared before the gate, enacted inside it,
+//! settled after it.
 //!
-//! The same code runs live and in replay, so a pool after a crash is what it was. Invariant: `enact` touches heads only, and
-//! allocates nothing; whatever can fail has failed in `prepare`.
+//! The same code runs live and in replay, so a pool after a crash is what it was. Invariant:
+//! `enact` touches heads only, and allocates nothing; whatever can fail has failed in `prepare`.
 
 use crate::head::{HeadRef, Heads, InGate, Parent};
 use crate::map::Map;
@@ -15,7 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A command with everything it needs.
 pub(crate) struct Prepared {
     verb: Verb,
-    /// The objects it acts on: for snapshots their volumes, for a revert the volume, for deletes what ends.
+    /// The objects it acts on: for snapshots their volumes, for a revert the volume, for deletes
+    /// what ends.
     targets: Vec<Arc<Object>>,
     /// The objects it makes, in order.
     pub(crate) made: Vec<Arc<Object>>,
@@ -32,9 +34,11 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Find the objects of a record and make the new ones. The error is for replay: live commands were checked before.
+    /// Find the objects of a record and make the new ones. The error is for replay: live commands
+    /// were checked before.
     pub(crate) fn new(record: &Record, table: &Table, heads: &Arc<Heads>) -> Result<Self, String> {
-        let find = |id: ObjectId| table.get(id).cloned().ok_or_else(|| format!("no object {:#x}", id.0));
+        let find =
+            |id: ObjectId| table.get(id).cloned().ok_or_else(|| format!("no object {:#x}", id.0));
         let made_count = record.items.iter().filter(|item| item.object.kind.is_some()).count();
         let mut fresh = heads.take(made_count).into_iter();
         let mut made = Vec::with_capacity(made_count);
@@ -46,7 +50,9 @@ impl Prepared {
             }
             match (record.verb, item.object.kind) {
                 (Verb::Snapshot, _) => targets.push(find(item.source)?),
-                (Verb::Revert | Verb::Rename | Verb::Delete, None) => targets.push(find(item.object.id)?),
+                (Verb::Revert | Verb::Rename | Verb::Delete, None) => {
+                    targets.push(find(item.object.id)?)
+                }
                 (Verb::Revert | Verb::Rename | Verb::Delete | Verb::Create | Verb::Clone, _) => {}
             }
         }
@@ -59,7 +65,17 @@ impl Prepared {
         let room = targets.len().max(1);
         let (parents_before, maps_before) = (Vec::with_capacity(room), Vec::with_capacity(room));
         let instant_living = Arc::new(AtomicBool::new(false));
-        Ok(Prepared { verb: record.verb, targets, made, source, instant, instant_living, changed, parents_before, maps_before })
+        Ok(Prepared {
+            verb: record.verb,
+            targets,
+            made,
+            source,
+            instant,
+            instant_living,
+            changed,
+            parents_before,
+            maps_before,
+        })
     }
 
     /// Places that the command will make.
@@ -76,7 +92,8 @@ impl Prepared {
         }
     }
 
-    /// Bring what `enact` will touch into the processor's caches, so that the gate is closed for less.
+    /// Bring what `enact` will touch into the processor's caches, so that the gate is closed for
+    /// less.
     pub(crate) fn warm(&self) {
         for object in &self.targets {
             object.head.map().touch();
@@ -97,11 +114,16 @@ impl Prepared {
         }
     }
 
-    /// The new objects take their volumes' maps and become their parents. (A revert that keeps nothing makes none.)
+    /// The new objects take their volumes' maps and become their parents. (A revert that keeps
+    /// nothing makes none.)
     fn enact_snapshots(&mut self, gate: InGate<'_>, position: Position) {
         for (volume, snapshot) in self.targets.iter().zip(&self.made) {
             *snapshot.head.map_mut(gate) = volume.head.share_map(gate);
-            let parent = Parent { position, place: snapshot.fields.id.0, living: Some(snapshot.living.clone()) };
+            let parent = Parent {
+                position,
+                place: snapshot.fields.id.0,
+                living: Some(snapshot.living.clone()),
+            };
             self.parents_before.push(volume.head.replace_parent(gate, parent));
             snapshot.head.replace_parent(gate, Parent { position, ..Parent::default() });
         }
@@ -116,7 +138,11 @@ impl Prepared {
                 Parent { position, place: source.place(), living: Some(source.living.clone()) }
             }
             ObjectKind::Volume => {
-                let instant = Parent { position, place: self.instant.0, living: Some(self.instant_living.clone()) };
+                let instant = Parent {
+                    position,
+                    place: self.instant.0,
+                    living: Some(self.instant_living.clone()),
+                };
                 self.parents_before.push(source.head.replace_parent(gate, instant.clone()));
                 instant
             }
@@ -128,11 +154,13 @@ impl Prepared {
     }
 
     fn enact_revert(&mut self, gate: InGate<'_>) {
-        let (volume, snapshot) = (&self.targets[0], self.source.as_ref().expect("a revert has a source"));
+        let (volume, snapshot) =
+            (&self.targets[0], self.source.as_ref().expect("a revert has a source"));
         let map = snapshot.head.share_map(gate);
         self.maps_before.push(std::mem::replace(&mut *volume.head.map_mut(gate), map));
         let position = snapshot.head.with_parent(gate, |own| own.position);
-        let parent = Parent { position, place: snapshot.place(), living: Some(snapshot.living.clone()) };
+        let parent =
+            Parent { position, place: snapshot.place(), living: Some(snapshot.living.clone()) };
         self.parents_before.push(volume.head.replace_parent(gate, parent));
         if self.changed.size_bytes != 0 {
             volume.set_size_bytes(self.changed.size_bytes);
@@ -157,14 +185,19 @@ impl Prepared {
             Verb::Clone => self.settle_clones(space, position),
             Verb::Revert => {
                 self.settle_snapshots(space, position);
-                let (volume, snapshot) = (&self.targets[0], self.source.as_ref().expect("a revert has a source"));
+                let (volume, snapshot) =
+                    (&self.targets[0], self.source.as_ref().expect("a revert has a source"));
                 let map = self.maps_before.pop().expect("taken inside the gate");
                 space.reverted(volume, self.instant.0, snapshot.place(), position, map);
                 volume.set_place(self.instant.0);
             }
             Verb::Delete => {
                 let maps = self.maps_before.drain(..);
-                space.ended(self.targets.iter().zip(maps).map(|(object, map)| Death { place: object.place(), map, position }));
+                space.ended(self.targets.iter().zip(maps).map(|(object, map)| Death {
+                    place: object.place(),
+                    map,
+                    position,
+                }));
             }
         }
     }

@@ -1,15 +1,16 @@
 //! The block device contract that front ends (NBD today) serve.
 //!
-//! Owns the two traits only. Invariant: every call is complete when it returns; a front end may call from many threads at once.
+//! Owns the two traits only. Invariant: every call is complete when it returns; a front end may
+//! call from many threads at once.
 
 use crate::EngineError;
 use std::sync::Arc;
 
 /// A volume or a snapshot as a block device. Offsets and lengths are bytes and need no alignment.
 ///
-/// A read sees every write completed before it; overlapping writes of two threads land in either order,
-/// each 4 KiB block whole. After `flush` returns, everything completed before the call, on any handle of
-/// the same volume, is durable.
+/// A read sees every write completed before it; overlapping writes of two threads land in either
+/// order, each 4 KiB block whole. After `flush` returns, everything completed before the call, on
+/// any handle of the same volume, is durable.
 pub trait BlockDevice: Send + Sync {
     /// Size in bytes at the time of the call.
     fn size_bytes(&self) -> u64;
@@ -26,10 +27,12 @@ pub trait BlockDevice: Send + Sync {
     /// Write `bytes` at `offset_bytes`; durable on return where `fua`.
     ///
     /// # Errors
-    /// `Invalid` past the end; `Forbidden` on a snapshot; `Full`; `Unavailable` when poisoned or closed.
+    /// `Invalid` past the end; `Forbidden` on a snapshot; `Full`; `Unavailable` when poisoned or
+    /// closed.
     fn write(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<(), EngineError>;
 
-    /// Make a range read as zeros and take no space; durable on return where `fua`. Cost follows the map, not the length.
+    /// Make a range read as zeros and take no space; durable on return where `fua`. Cost follows
+    /// the map, not the length.
     ///
     /// # Errors
     /// As `write`.
@@ -39,8 +42,12 @@ pub trait BlockDevice: Send + Sync {
     ///
     /// # Errors
     /// As `write`.
-    fn write_zeroes(&self, offset_bytes: u64, length_bytes: u64, fua: bool)
-    -> Result<(), EngineError>;
+    fn write_zeroes(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        fua: bool,
+    ) -> Result<(), EngineError>;
 
     /// Make everything completed before this call durable.
     ///

@@ -1,6 +1,8 @@
-//! A pool while it is open: the log, the objects, their heads, the tree of lineage. Open, look up, background steps, close.
+//! A pool while it is open: the log, the objects, their heads, the tree of lineage. Open, look up,
+//! background steps, close.
 //!
-//! Calls the log; called by front ends and the binding. Invariant: the table shows durable objects only.
+//! Calls the log; called by front ends and the binding. Invariant: the table shows durable objects
+//! only.
 
 use crate::command::Prepared;
 use crate::head::{Heads, InGate};
@@ -30,7 +32,8 @@ pub struct Engine {
     pub(crate) heads: Arc<Heads>,
     pub(crate) space: Space,
     pub(crate) commands: Mutex<Commands>,
-    /// Held for reading while something is attached, for writing while a command ends or replaces objects.
+    /// Held for reading while something is attached, for writing while a command ends or replaces
+    /// objects.
     pub(crate) attaching: RwLock<()>,
 }
 
@@ -107,7 +110,8 @@ impl Engine {
     /// Make an empty pool in the directory `path`; 0: segments of the default size.
     ///
     /// # Errors
-    /// `Conflict` where the directory is not empty; `Invalid` for a segment size; `Full`; `Unavailable` where it cannot be written.
+    /// `Conflict` where the directory is not empty; `Invalid` for a segment size; `Full`;
+    /// `Unavailable` where it cannot be written.
     ///
     /// # Durability
     /// Durable on return.
@@ -130,8 +134,8 @@ impl Engine {
     /// Open the pool in the directory `path`.
     ///
     /// # Errors
-    /// `NotFound` where there is none; `Busy` where somebody else has it; `Invalid` for an unknown format; `Corrupt` where
-    /// something durable is damaged.
+    /// `NotFound` where there is none; `Busy` where somebody else has it; `Invalid` for an unknown
+    /// format; `Corrupt` where something durable is damaged.
     pub fn open(path: &Path, read_only: bool) -> Result<Arc<Engine>, EngineError> {
         Self::open_in(Arc::new(FileStore::new(path)), read_only)
     }
@@ -141,11 +145,16 @@ impl Engine {
     /// # Errors
     /// As `open`.
     pub fn open_in(store: Arc<dyn Store>, read_only: bool) -> Result<Arc<Engine>, EngineError> {
-        let (mut table, heads, space) = (Table::default(), Arc::new(Heads::default()), Space::default());
+        let (mut table, heads, space) =
+            (Table::default(), Arc::new(Heads::default()), Space::default());
         let mut last = Position::ZERO;
         let log = Log::open(store, read_only, &mut |said| match said {
-            Replay::Write { object, first, count, locator } => replay_write(&table, &space, object, first, count, locator),
-            Replay::Clear { object, first, count, position } => replay_clear(&table, &space, object, first, count, position),
+            Replay::Write { object, first, count, locator } => {
+                replay_write(&table, &space, object, first, count, locator)
+            }
+            Replay::Clear { object, first, count, position } => {
+                replay_clear(&table, &space, object, first, count, position)
+            }
             Replay::Record { payload, position } => {
                 let record = Record::decode(payload)?;
                 let mut prepared = Prepared::new(&record, &table, &heads)?;
@@ -160,7 +169,15 @@ impl Engine {
         let log_uuid = Uuid::from_bytes(log.uuid());
         let commands = Mutex::new(Commands { last, ..Commands::default() });
         let attaching = RwLock::new(());
-        Ok(Arc::new(Engine { log, log_uuid, table: RwLock::new(table), heads, space, commands, attaching }))
+        Ok(Arc::new(Engine {
+            log,
+            log_uuid,
+            table: RwLock::new(table),
+            heads,
+            space,
+            commands,
+            attaching,
+        }))
     }
 
     /// The pool's UUID.
@@ -171,6 +188,14 @@ impl Engine {
     /// Whether it was opened for reading only.
     pub fn read_only(&self) -> bool {
         self.log.read_only()
+    }
+
+    /// Refuse what comes after `close`.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn check_open(&self) -> Result<(), EngineError> {
+        Ok(self.log.check_open()?)
     }
 
     /// All objects, sorted by name.
@@ -211,7 +236,8 @@ impl Engine {
         Ok(self.log.flush()?)
     }
 
-    /// Background work; called a few times a second by whoever holds the pool. Result: whether more is waiting.
+    /// Background work; called a few times a second by whoever holds the pool. Result: whether more
+    /// is waiting.
     ///
     /// # Errors
     /// `Unavailable` where a write or sync fails.
@@ -236,12 +262,14 @@ impl Engine {
     pub fn stats(&self) -> Result<Stats, EngineError> {
         let counters = &self.log.counters;
         let (segments, staged_bytes) = self.log.sizes();
-        let (space_free_bytes, space_bytes) = self.log.store().space_bytes().map_err(ramet_log::LogError::from)?;
+        let (space_free_bytes, space_bytes) =
+            self.log.store().space_bytes().map_err(ramet_log::LogError::from)?;
         let (mut volumes_count, mut mapped_bytes) = (0, 0u64);
         let table = self.table.read();
         for object in table.by_name() {
             volumes_count += u64::from(object.kind == ObjectKind::Volume);
-            mapped_bytes = mapped_bytes.saturating_add(object.head.map().mapped() * BLOCK_BYTES_U64);
+            mapped_bytes =
+                mapped_bytes.saturating_add(object.head.map().mapped() * BLOCK_BYTES_U64);
         }
         let (dead_blocks, dying_count) = self.space.figures();
         Ok(Stats {
@@ -267,7 +295,16 @@ impl Engine {
     }
 
     pub(crate) fn find_object(&self, name: &str) -> Result<Arc<Object>, EngineError> {
-        let not_found = || EngineError::new(Kind::NotFound, "object_not_found", format!("nothing is named '{name}'; hint: `ramet volume list` and `ramet snapshot list` show what there is"));
+        let not_found = || {
+            EngineError::new(
+                Kind::NotFound,
+                "object_not_found",
+                format!(
+                    "nothing is named '{name}'; \
+                     hint: `ramet volume list` and `ramet snapshot list` show what there is"
+                ),
+            )
+        };
         self.table.read().find(name).cloned().ok_or_else(not_found)
     }
 
@@ -286,7 +323,9 @@ impl Engine {
             size_bytes: object.size_bytes(),
             mapped_bytes: object.head.map().mapped() * BLOCK_BYTES_U64,
             created_ns: fields.created_ns,
-            parent: parent.and_then(|place| table.get(ObjectId(place))).map(|parent| parent.fields.uuid),
+            parent: parent
+                .and_then(|place| table.get(ObjectId(place)))
+                .map(|parent| parent.fields.uuid),
             source: (!fields.origin_object.is_nil()).then_some(fields.origin_object),
             batch: fields.batch,
             attached_count: object.attached.load(Ordering::Acquire),
@@ -307,7 +346,11 @@ impl Exports for PoolExports {
         let _attaching = self.0.attaching.read();
         let object = self.0.find_object(name)?;
         if object.is_deleted() {
-            return Err(EngineError::new(Kind::Busy, "object_ending", format!("'{name}' is being deleted; hint: choose another")));
+            return Err(EngineError::new(
+                Kind::Busy,
+                "object_ending",
+                format!("'{name}' is being deleted; hint: choose another"),
+            ));
         }
         let export = Export { name: object.name(), object: object.id().0 };
         Ok((export, Arc::new(VolumeDevice::new(self.0.clone(), object, true))))

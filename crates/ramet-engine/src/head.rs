@@ -1,12 +1,14 @@
-//! Heads: the map and the parent of every object, side by side in memory, so that a group snapshot reads and writes one array.
+//! Heads: the map and the parent of every object, side by side in memory, so that a group snapshot
+//! reads and writes one array.
 //!
-//! Invariants: a head's map and parent are changed inside the gate only; readers take the map's lock, never the gate.
+//! Invariants: a head's map and parent are changed inside the gate only; readers take the map's
+//! lock, never the gate.
 
 use crate::map::Map;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use ramet_log::{GateGuard, Position};
-use std::marker::PhantomData;
 use std::cell::UnsafeCell;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -54,7 +56,8 @@ struct Chunk {
     heads: Box<[Head]>,
 }
 
-// SAFETY: `parent` is reached only through `HeadRef::parent` and `set_parent`, which ask for the closed gate: one thread at a time.
+// SAFETY: `parent` is reached only through `HeadRef::parent` and `set_parent`, which ask for the
+// closed gate: one thread at a time.
 unsafe impl Sync for Chunk {}
 
 /// All heads of a pool.
@@ -77,7 +80,9 @@ impl Heads {
         while free.len() < count {
             let heads = std::iter::repeat_with(Head::default).take(HEADS_PER_CHUNK).collect();
             let chunk = Arc::new(Chunk { heads });
-            free.extend((0..HEADS_PER_CHUNK).rev().map(|index| HeadRef { chunk: chunk.clone(), index }));
+            free.extend(
+                (0..HEADS_PER_CHUNK).rev().map(|index| HeadRef { chunk: chunk.clone(), index }),
+            );
         }
         let from = free.len() - count;
         let mut taken = free.split_off(from);
@@ -108,13 +113,15 @@ impl HeadRef {
 
     /// The map as of now: one reference is counted up, no lock is taken.
     pub(crate) fn share_map(&self, _gate: InGate<'_>) -> Map {
-        // SAFETY: only `map_mut` changes the map, and that needs the gate, which the caller holds; readers only read.
+        // SAFETY: only `map_mut` changes the map, and that needs the gate, which the caller holds;
+        // readers only read.
         unsafe { (*self.head().map.data_ptr()).clone() }
     }
 
     /// Look at the parent.
     pub(crate) fn with_parent<T>(&self, _gate: InGate<'_>, look: impl FnOnce(&Parent) -> T) -> T {
-        // SAFETY: the gate is held, so this thread is the only one here; `look` gets no token to change the parent with.
+        // SAFETY: the gate is held, so this thread is the only one here; `look` gets no token to
+        // change the parent with.
         look(unsafe { &*self.head().parent.get() })
     }
 

@@ -1,7 +1,9 @@
 //! Maps, objects, names and lineage: everything between a block device call and the log.
 //!
-//! Owns what a volume means. Calls the log; called by front ends (through `BlockDevice` and `Exports`) and by the binding.
-//! Invariants: log order is the order in which writes become visible; a map is changed inside the gate only.
+//! Owns what a volume means. Calls the log; called by front ends (through `BlockDevice` and
+//! `Exports`) and by the binding.
+//! Invariants: log order is the order in which writes become visible; a map is changed inside the
+//! gate only.
 
 mod command;
 mod device;

@@ -1,8 +1,10 @@
-//! The tree of lineage: who was taken from whom, who still holds what, and the one queue of what is dying.
+//! The tree of lineage: who was taken from whom, who still holds what, and the one queue of what is
+//! dying.
 //!
-//! Pure: living maps are asked for through a closure. Invariants: the tree is stored child to parent, the children are an
-//! index; a place that is gone stays only while it joins two or more branches; dying places are answered strictly one
-//! after the other, each to its end, in the order in which they began to die. docs/concepts/lineage.md gives the reasons.
+//! Pure: living maps are asked for through a closure. Invariants: the tree is stored child to
+//! parent, the children are an index; a place that is gone stays only while it joins two or more
+//! branches; dying places are answered strictly one after the other, each to its end, in the order
+//! in which they began to die. docs/concepts/lineage.md gives the reasons.
 
 use crate::map::{Listed, Map, Node, walk_unheld};
 use ramet_log::{Locator, Position};
@@ -68,7 +70,8 @@ pub struct Shed {
 pub type LivingMaps<'a> = dyn Fn(PlaceId) -> Option<Map> + 'a;
 
 impl Lineage {
-    /// Say that a command is about to make these places, so that what refers to them meanwhile waits.
+    /// Say that a command is about to make these places, so that what refers to them meanwhile
+    /// waits.
     pub fn reserve(&mut self, ids: impl Iterator<Item = PlaceId>) {
         for id in ids {
             self.insert(id, 0, None, State::Reserved);
@@ -94,7 +97,8 @@ impl Lineage {
         self.hang(id, parent);
     }
 
-    /// An instant of `volume`: it takes over the volume's parent and becomes the volume's parent. Nameless ones are gone at once.
+    /// An instant of `volume`: it takes over the volume's parent and becomes the volume's parent.
+    /// Nameless ones are gone at once.
     pub fn instant(&mut self, volume: PlaceId, id: PlaceId, position: Position, living: bool) {
         let parent = self.places[&volume].parent;
         self.insert(id, 0, Some(position), if living { State::Living } else { State::Gone });
@@ -103,7 +107,14 @@ impl Lineage {
     }
 
     /// A volume goes on in the place `id` under `parent`; its old content ends in its old place.
-    pub fn reverted(&mut self, old: PlaceId, id: PlaceId, parent: PlaceId, position: Position, map: Map) {
+    pub fn reverted(
+        &mut self,
+        old: PlaceId,
+        id: PlaceId,
+        parent: PlaceId,
+        position: Position,
+        map: Map,
+    ) {
         self.born(id, parent);
         self.ended(old, position, map);
     }
@@ -121,16 +132,20 @@ impl Lineage {
         self.queue.push_back(id);
     }
 
-    /// Hang what a volume let go of under its parent of that moment. Result: a run that is dead at once instead.
+    /// Hang what a volume let go of under its parent of that moment. Result: a run that is dead at
+    /// once instead.
     pub fn shed(&mut self, shed: &Shed) -> Option<(Locator, u64)> {
         let (mut parent, known) = (shed.parent, self.places.contains_key(&shed.parent));
         if !known {
-            // The parent was contracted since: it joined nothing any more, so the one above it is asked.
+            // The parent was contracted since: it joined nothing any more, so the one above it is
+            // asked.
             parent = self.places.get(&shed.place).map_or(0, |place| place.parent);
         }
         match self.places.get(&parent) {
             None => return Some((shed.locator, shed.count)),
-            Some(above) if above.position.is_some_and(|position| shed.locator.position() >= position) => {
+            Some(above)
+                if above.position.is_some_and(|position| shed.locator.position() >= position) =>
+            {
                 return Some((shed.locator, shed.count));
             }
             Some(above) if matches!(above.state, State::Living) && !known => return None,
@@ -146,10 +161,13 @@ impl Lineage {
         None
     }
 
-    /// The place that collects what a volume sheds under `parent`, as long as nobody has begun to answer it.
+    /// The place that collects what a volume sheds under `parent`, as long as nobody has begun to
+    /// answer it.
     fn shed_place(&mut self, volume: PlaceId, parent: PlaceId, position: Position) -> PlaceId {
         let open = self.places.get(&volume).map_or(0, |place| place.shed);
-        let usable = |place: &Place| place.parent == parent && matches!(place.state, State::Dying { answered_to: 0, .. });
+        let usable = |place: &Place| {
+            place.parent == parent && matches!(place.state, State::Dying { answered_to: 0, .. })
+        };
         if self.queue.front() != Some(&open) && self.places.get(&open).is_some_and(usable) {
             return open;
         }
@@ -161,9 +179,16 @@ impl Lineage {
     }
 
     /// Hang subtrees that a trim detached under the volume's parent of that moment.
-    pub fn detached(&mut self, volume: PlaceId, parent: PlaceId, position: Position, pieces: Vec<(u64, Arc<Node>)>) {
+    pub fn detached(
+        &mut self,
+        volume: PlaceId,
+        parent: PlaceId,
+        position: Position,
+        pieces: Vec<(u64, Arc<Node>)>,
+    ) {
         let known = parent == 0 || self.places.contains_key(&parent);
-        let parent = if known { parent } else { self.places.get(&volume).map_or(0, |place| place.parent) };
+        let parent =
+            if known { parent } else { self.places.get(&volume).map_or(0, |place| place.parent) };
         let mut map = Map::default();
         for (first, piece) in pieces {
             map.graft(first, piece);
@@ -180,12 +205,27 @@ impl Lineage {
         id
     }
 
-    /// Answer some of the oldest dying place: `dead` is told what no neighbor holds. False when nothing is dying.
-    pub fn step(&mut self, living: &LivingMaps<'_>, budget: u64, dead: &mut impl FnMut(u64, u64, Locator)) -> bool {
-        let Some(&id) = self.queue.front() else { return false };
-        let neighbors: Vec<Map> = self.neighbors(id, None).into_iter().filter_map(|other| self.map_of(other, living)).collect();
-        let State::Dying { map, answered_to } = &mut self.place_mut(id).state else { unreachable!("the queue holds the dying") };
+    /// Answer some of the oldest dying place: `dead` is told what no neighbor holds. Result: what
+    /// it cost, in nodes and neighbors; 0 when nothing is dying.
+    pub fn step(
+        &mut self,
+        living: &LivingMaps<'_>,
+        budget: u64,
+        dead: &mut impl FnMut(u64, u64, Locator),
+    ) -> u64 {
+        let Some(&id) = self.queue.front() else {
+            return 0;
+        };
+        let neighbors: Vec<Map> = self
+            .neighbors(id, None)
+            .into_iter()
+            .filter_map(|other| self.map_of(other, living))
+            .collect();
+        let State::Dying { map, answered_to } = &mut self.place_mut(id).state else {
+            unreachable!("the queue holds the dying")
+        };
         let neighbors: Vec<&Map> = neighbors.iter().collect();
+        let neighbors_count = neighbors.len() as u64;
         let walked = walk_unheld(map, *answered_to, budget, &mut Listed(&neighbors), dead);
         match walked.answered {
             Some(block) => *answered_to = block,
@@ -196,14 +236,23 @@ impl Lineage {
             }
         }
         self.nodes_visited += walked.visited;
-        true
+        walked.visited + neighbors_count + 1
     }
 
-    /// What deleting these objects would free, exact, whatever still waits in the queue. Each run is told once for each map that
-    /// has it: blocks that two of the objects share are told twice.
-    pub fn frees(&self, set: &HashSet<PlaceId>, living: &LivingMaps<'_>, freed: &mut impl FnMut(u64, u64, Locator)) {
+    /// What deleting these objects would free, exact, whatever still waits in the queue. Each run
+    /// is told once for each map that has it: blocks that two of the objects share are told twice.
+    pub fn frees(
+        &self,
+        set: &HashSet<PlaceId>,
+        living: &LivingMaps<'_>,
+        freed: &mut impl FnMut(u64, u64, Locator),
+    ) {
         for id in set {
-            let neighbors: Vec<Map> = self.neighbors(*id, Some(set)).into_iter().filter_map(|other| self.map_of(other, living)).collect();
+            let neighbors: Vec<Map> = self
+                .neighbors(*id, Some(set))
+                .into_iter()
+                .filter_map(|other| self.map_of(other, living))
+                .collect();
             let neighbors: Vec<&Map> = neighbors.iter().collect();
             if let Some(map) = self.map_of(*id, living) {
                 walk_unheld(&map, 0, u64::MAX, &mut Listed(&neighbors), freed);
@@ -211,7 +260,8 @@ impl Lineage {
         }
     }
 
-    /// Nearest holders upward, downward, and sideways through what is gone; with a set, through the dying and the set too.
+    /// Nearest holders upward, downward, and sideways through what is gone; with a set, through the
+    /// dying and the set too.
     fn neighbors(&self, id: PlaceId, without: Option<&HashSet<PlaceId>>) -> Vec<PlaceId> {
         let (mut found, mut seen, mut stack) = (Vec::new(), HashSet::from([0, id]), Vec::new());
         let around = |place: &Place, stack: &mut Vec<PlaceId>| {
@@ -262,8 +312,13 @@ impl Lineage {
     }
 
     fn insert(&mut self, id: PlaceId, parent: PlaceId, position: Option<Position>, state: State) {
-        let before = self.places.insert(id, Place { parent, children: HashSet::new(), position, state, shed: 0 });
-        assert!(before.is_none_or(|place| matches!(place.state, State::Reserved)), "place {id:#x} is made twice");
+        let before = self
+            .places
+            .insert(id, Place { parent, children: HashSet::new(), position, state, shed: 0 });
+        assert!(
+            before.is_none_or(|place| matches!(place.state, State::Reserved)),
+            "place {id:#x} is made twice"
+        );
     }
 
     fn place_mut(&mut self, id: PlaceId) -> &mut Place {

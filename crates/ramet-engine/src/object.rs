@@ -1,6 +1,7 @@
 //! Objects: volumes and snapshots, and the table of their names.
 //!
-//! Invariants: a name belongs to one object; ids and UUIDs are never used twice; an object that is not in the table takes no I/O.
+//! Invariants: a name belongs to one object; ids and UUIDs are never used twice; an object that is
+//! not in the table takes no I/O.
 
 use crate::head::{HeadRef, Heads};
 use parking_lot::RwLock;
@@ -94,7 +95,12 @@ impl Drop for Object {
 }
 
 impl Object {
-    pub(crate) fn new(fields: ObjectFields, kind: ObjectKind, head: HeadRef, heads: Arc<Heads>) -> Self {
+    pub(crate) fn new(
+        fields: ObjectFields,
+        kind: ObjectKind,
+        head: HeadRef,
+        heads: Arc<Heads>,
+    ) -> Self {
         Object {
             kind,
             name: RwLock::new(fields.name.clone()),
@@ -196,7 +202,9 @@ impl Table {
     }
 
     pub(crate) fn rename(&mut self, id: ObjectId, name: &str) {
-        let Some(object) = self.objects.get(&id) else { return };
+        let Some(object) = self.objects.get(&id) else {
+            return;
+        };
         self.names.remove(&object.name());
         *object.name.write() = name.to_string();
         self.names.insert(name.to_string(), id);

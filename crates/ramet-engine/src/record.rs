@@ -1,7 +1,7 @@
 //! Commands as bytes in the log: length-prefixed typed fields.
 //!
-//! Pure. Fields that are not known here are kept with the object they belong to, and written again with it.
-//! See docs/internals/format.md, "Records".
+//! Pure. Fields that are not known here are kept with the object they belong to, and written again
+//! with it. See docs/internals/format.md, "Records".
 
 use crate::object::{ObjectFields, ObjectKind};
 use ramet_log::{ObjectId, Position};
@@ -200,7 +200,10 @@ impl Item {
             tag::SOURCE => self.source = ObjectId(number()?),
             tag::INSTANT => self.instant = ObjectId(number()?),
             tag::UUID => object.uuid = uuid()?,
-            tag::NAME => object.name = String::from_utf8(value.to_vec()).map_err(|_| "a name that is not UTF-8")?,
+            tag::NAME => {
+                object.name =
+                    String::from_utf8(value.to_vec()).map_err(|_| "a name that is not UTF-8")?
+            }
             tag::KIND => object.kind = Some(ObjectKind::from_raw(value)?),
             tag::SIZE => object.size_bytes = number()?,
             tag::STATE if value == [STATE_LIVE] => {}
@@ -212,7 +215,9 @@ impl Item {
             tag::ORIGIN_LOG => object.origin_log = uuid()?,
             tag::ORIGIN_POSITION => object.origin_position = Position(number()?),
             tag::SERIAL => object.serial = number()?,
-            tag::LOCK_MODE => object.lock_mode = u8::try_from(number()?).map_err(|_| "an unknown lock mode")?,
+            tag::LOCK_MODE => {
+                object.lock_mode = u8::try_from(number()?).map_err(|_| "an unknown lock mode")?
+            }
             tag::LOCK_UNTIL => object.lock_until_ns = number()?,
             tag::DELETE_AFTER => object.delete_after_ns = number()?,
             tag::ATTRIBUTES => object.attributes = value.to_vec(),
@@ -250,7 +255,12 @@ mod tests {
 
     #[test]
     fn record_reads_back_and_keeps_unknown_fields() {
-        let mut object = ObjectFields { id: ObjectId(5), name: "db".into(), kind: Some(ObjectKind::Volume), ..ObjectFields::default() };
+        let mut object = ObjectFields {
+            id: ObjectId(5),
+            name: "db".into(),
+            kind: Some(ObjectKind::Volume),
+            ..ObjectFields::default()
+        };
         object.size_bytes = 4096;
         put(&mut object.unknown, 999, b"later");
         let item = Item { object, source: ObjectId(3), instant: ObjectId(4) };
@@ -260,7 +270,10 @@ mod tests {
 
     #[test]
     fn cut_records_are_errors() {
-        let item = Item { object: ObjectFields { id: ObjectId(5), name: "db".into(), ..ObjectFields::default() }, ..Item::default() };
+        let item = Item {
+            object: ObjectFields { id: ObjectId(5), name: "db".into(), ..ObjectFields::default() },
+            ..Item::default()
+        };
         let bytes = Record { verb: Verb::Rename, items: vec![item] }.encode();
         for length in 0..bytes.len() {
             assert!(Record::decode(&bytes[..length]).is_err(), "{length} bytes");

@@ -1,7 +1,8 @@
 //! What is let go of: from the write path, through the tree of lineage, to the slots that are dead.
 //!
-//! Invariants: inside the gate only a list grows; the tree is changed under its own lock, and what was let go of before a
-//! command reaches it before the command does. Slots are only counted dead here: giving bytes back is not part of this version.
+//! Invariants: inside the gate only a list grows; the tree is changed under its own lock, and what
+//! was let go of before a command reaches it before the command does. Slots are only counted dead
+//! here: giving bytes back is not part of this version.
 
 use crate::head::{HeadRef, Parent};
 use crate::lineage::{Lineage, PlaceId, Shed};
@@ -83,7 +84,12 @@ pub(crate) struct LetGo<'a> {
 
 impl<'a> LetGo<'a> {
     /// `position`: of the trim, where it is one.
-    pub(crate) fn new(space: &'a Space, place: PlaceId, parent: &'a Parent, position: Position) -> Self {
+    pub(crate) fn new(
+        space: &'a Space,
+        place: PlaceId,
+        parent: &'a Parent,
+        position: Position,
+    ) -> Self {
         LetGo { space, place, parent, position }
     }
 }
@@ -92,7 +98,8 @@ impl map::LetGo for LetGo<'_> {
     fn run(&mut self, first: u64, count: u64, locator: Locator) {
         let parent = self.parent;
         let pending = if parent.place == 0 || locator.position() >= parent.position {
-            // Nobody else can hold it. (A run never spans its parent's position: a record lies between two batches.)
+            // Nobody else can hold it. (A run never spans its parent's position: a record lies
+            // between two batches.)
             Pending::Dead(locator, count)
         } else if parent.is_living() {
             return; // The parent holds it: nothing is asked.
@@ -126,7 +133,11 @@ impl Space {
         }
     }
 
-    pub(crate) fn snapped<'a>(&self, pairs: impl Iterator<Item = (PlaceId, &'a Arc<Object>)>, position: Position) {
+    pub(crate) fn snapped<'a>(
+        &self,
+        pairs: impl Iterator<Item = (PlaceId, &'a Arc<Object>)>,
+        position: Position,
+    ) {
         let state = &mut *self.caught_up();
         for (volume, snapshot) in pairs {
             state.lineage.instant(volume, snapshot.place(), position, true);
@@ -139,7 +150,14 @@ impl Space {
         self.caught_up().lineage.instant(volume, instant, position, false);
     }
 
-    pub(crate) fn reverted(&self, volume: &Arc<Object>, place: PlaceId, parent: PlaceId, position: Position, map: Map) {
+    pub(crate) fn reverted(
+        &self,
+        volume: &Arc<Object>,
+        place: PlaceId,
+        parent: PlaceId,
+        position: Position,
+        map: Map,
+    ) {
         let state = &mut *self.caught_up();
         state.lineage.reverted(volume.place(), place, parent, position, map);
         state.heads.remove(&volume.place());
@@ -175,7 +193,15 @@ impl Space {
     pub(crate) fn step(&self, budget: u64) -> bool {
         let State { lineage, heads, dead, .. } = &mut *self.caught_up();
         let living = |place: PlaceId| heads.get(&place).map(|head| head.map().clone());
-        lineage.step(&living, budget, &mut |_, count, locator| dead.mark(locator, count));
+        let mut spent = 0;
+        while spent < budget {
+            match lineage
+                .step(&living, budget - spent, &mut |_, count, locator| dead.mark(locator, count))
+            {
+                0 => return false,
+                cost => spent += cost,
+            }
+        }
         lineage.counts().1 > 0
     }
 
@@ -207,7 +233,12 @@ impl Space {
                 }
                 Pending::Detached { place, parent, position, first, piece } => {
                     let mut pieces = vec![(first, piece)];
-                    let same = |next: &Pending| matches!(next, Pending::Detached { place: other, position: when, .. } if *other == place && *when == position);
+                    let same = |next: &Pending| match next {
+                        Pending::Detached { place: other, position: when, .. } => {
+                            *other == place && *when == position
+                        }
+                        Pending::Dead(..) | Pending::Shed(_) => false,
+                    };
                     while let Some(Pending::Detached { first, piece, .. }) = all.next_if(same) {
                         pieces.push((first, piece));
                     }

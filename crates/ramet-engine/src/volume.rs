@@ -1,7 +1,9 @@
-//! Block I/O on one volume or snapshot: the only place where offsets become blocks and blocks become locators.
+//! Block I/O on one volume or snapshot: the only place where offsets become blocks and blocks
+//! become locators.
 //!
-//! Invariants: a write of up to 1 MiB changes the map in one hold of the gate; a partial block takes effect only if the block it
-//! was merged from is still the current one; every byte returned was verified by the log or is a hole's zero.
+//! Invariants: a write of up to 1 MiB changes the map in one hold of the gate; a partial block
+//! takes effect only if the block it was merged from is still the current one; every byte returned
+//! was verified by the log or is a hole's zero.
 
 use crate::engine::Engine;
 use crate::head::InGate;
@@ -16,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 /// Bytes of a write that are in a snapshot whole or not at all; longer ones are several writes.
 const ATOMIC_BYTES: usize = 1 << 20;
-const ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+const ZEROS: [u8; 2 * BLOCK_BYTES] = [0; 2 * BLOCK_BYTES];
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -46,7 +48,11 @@ impl VolumeDevice {
         if offset_bytes.checked_add(length_bytes).is_some_and(|end| end <= size_bytes) {
             return Ok(());
         }
-        let text = format!("{length_bytes} bytes at {offset_bytes} of '{}' go past its end at {size_bytes}; hint: stay inside", self.object.name());
+        let text = format!(
+            "{length_bytes} bytes at {offset_bytes} of '{}' go past its end at {size_bytes}; \
+             hint: stay inside",
+            self.object.name()
+        );
         Err(EngineError::new(Kind::Invalid, "range_past_end", text))
     }
 
@@ -60,7 +66,11 @@ impl VolumeDevice {
 
     fn check_write(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
         if self.read_only() {
-            let text = format!("'{}' cannot be written to: it is a snapshot, or the pool is open for reading only; hint: clone it", self.object.name());
+            let text = format!(
+                "'{}' cannot be written to: it is a snapshot, or the pool is open for reading only; \
+                 hint: clone it",
+                self.object.name()
+            );
             return Err(EngineError::new(Kind::Forbidden, "read_only", text));
         }
         self.check_living()?;
@@ -73,15 +83,20 @@ impl VolumeDevice {
         EXTENTS.with_borrow_mut(|extents| {
             extents.clear();
             self.object.head.map().lookup(first, count, extents);
-            // A deleted object's map is taken away inside the gate after it is marked: checked after the look-up, holes of a
-            // map that is gone are never served.
+            // A deleted object's map is taken away inside the gate after it is marked: checked
+            // after the look-up, holes of a map that is gone are never served.
             self.check_living()?;
             let mut rest = buffer;
             for extent in extents.iter() {
-                let length = usize::try_from(extent.count).expect("bounded by the buffer") * BLOCK_BYTES;
+                let length =
+                    usize::try_from(extent.count).expect("bounded by the buffer") * BLOCK_BYTES;
                 let (part, after) = rest.split_at_mut(length);
                 match extent.locator {
-                    Some(locator) => self.engine.log.read(locator, extent.first, part).map_err(|error| self.name_block(error.into(), extent.first))?,
+                    Some(locator) => self
+                        .engine
+                        .log
+                        .read(locator, extent.first, part)
+                        .map_err(|error| self.name_block(error.into(), extent.first))?,
                     None => part.fill(0),
                 }
                 rest = after;
@@ -91,7 +106,12 @@ impl VolumeDevice {
     }
 
     fn name_block(&self, error: EngineError, block: u64) -> EngineError {
-        let text = format!("reading '{}' from byte {}: {}", self.object.name(), block * BLOCK_BYTES_U64, error.text);
+        let text = format!(
+            "reading '{}' from byte {}: {}",
+            self.object.name(),
+            block * BLOCK_BYTES_U64,
+            error.text
+        );
         EngineError { text, ..error }
     }
 
@@ -117,16 +137,21 @@ impl VolumeDevice {
         let last = (end_bytes - 1) / BLOCK_BYTES_U64;
         let at = usize::try_from(offset_bytes % BLOCK_BYTES_U64).expect("below a block");
         let blocks = usize::try_from(last - first + 1).expect("bounded by the piece");
-        let mut merged = Merged { bytes: vec![0; blocks * BLOCK_BYTES], edges: Vec::with_capacity(2) };
+        let mut merged =
+            Merged { bytes: vec![0; blocks * BLOCK_BYTES], edges: Vec::with_capacity(2) };
         let partial_first = at != 0 || end_bytes < (first + 1) * BLOCK_BYTES_U64;
         let partial_last = !end_bytes.is_multiple_of(BLOCK_BYTES_U64) && last != first;
         for (index, partial) in [(first, partial_first), (last, partial_last)] {
             if partial {
                 let locator = self.object.head.map().get(index);
-                let from = usize::try_from(index - first).expect("bounded by the piece") * BLOCK_BYTES;
+                let from =
+                    usize::try_from(index - first).expect("bounded by the piece") * BLOCK_BYTES;
                 let block = &mut merged.bytes[from..from + BLOCK_BYTES];
                 if let Some(locator) = locator {
-                    self.engine.log.read(locator, index, block).map_err(|error| self.name_block(error.into(), index))?;
+                    self.engine
+                        .log
+                        .read(locator, index, block)
+                        .map_err(|error| self.name_block(error.into(), index))?;
                 }
                 merged.edges.push((index, locator));
             }
@@ -136,8 +161,15 @@ impl VolumeDevice {
         Ok(merged)
     }
 
-    /// Append runs of blocks and clear a range, in one hold of the gate; false where a block of `edges` is not what it was.
-    fn append(&self, runs: &[(u64, &[u8])], edges: &[(u64, Option<Locator>)], clear: Option<Clear>, fua: bool) -> Result<bool> {
+    /// Append runs of blocks and clear a range, in one hold of the gate; false where a block of
+    /// `edges` is not what it was.
+    fn append(
+        &self,
+        runs: &[(u64, &[u8])],
+        edges: &[(u64, Option<Locator>)],
+        clear: Option<Clear>,
+        fua: bool,
+    ) -> Result<bool> {
         let log = &self.engine.log;
         let blocks_count: usize = runs.iter().map(|(_, bytes)| bytes.len() / BLOCK_BYTES).sum();
         let sequence = CHECKSUMS.with_borrow_mut(|checksums| -> Result<_> {
@@ -162,7 +194,9 @@ impl VolumeDevice {
             }
             Ok(Some(gate.sequence()))
         })?;
-        let Some(sequence) = sequence else { return Ok(false) };
+        let Some(sequence) = sequence else {
+            return Ok(false);
+        };
         log.relieve()?;
         self.engine.space.relieve();
         if fua {
@@ -182,7 +216,9 @@ impl VolumeDevice {
         let object = &*self.object;
         let space = &self.engine.space;
         let mut placed = Placed::default();
-        gate.write(object.id(), first, bytes, checksums, |first, count, locator| placed.push(first, count, locator));
+        gate.write(object.id(), first, bytes, checksums, |first, count, locator| {
+            placed.push(first, count, locator)
+        });
         let token = InGate::closed(gate);
         let mut map = object.head.map_mut(token);
         for (first, count, locator) in placed.iter() {
@@ -209,19 +245,28 @@ impl VolumeDevice {
         let end_bytes = offset_bytes + length_bytes;
         let first = offset_bytes.div_ceil(BLOCK_BYTES_U64);
         // The last block of a volume may be partial; nobody can see what lies behind the end.
-        let end = if end_bytes == self.object.size_bytes() { end_bytes.div_ceil(BLOCK_BYTES_U64) } else { end_bytes / BLOCK_BYTES_U64 };
+        let end = if end_bytes == self.object.size_bytes() {
+            end_bytes.div_ceil(BLOCK_BYTES_U64)
+        } else {
+            end_bytes / BLOCK_BYTES_U64
+        };
         if first >= end {
-            let zeros = &ZERO_BLOCK[..usize::try_from(length_bytes.min(BLOCK_BYTES_U64)).expect("at most a block")];
-            let head = length_bytes.min(first * BLOCK_BYTES_U64 - offset_bytes);
-            self.write_zero_edge(offset_bytes, &zeros[..usize::try_from(head).expect("at most a block")], fua)?;
-            return if head < length_bytes { self.clear(offset_bytes + head, length_bytes - head, trim, fua) } else { Ok(()) };
+            let length = usize::try_from(length_bytes).expect("less than two blocks");
+            return self.zero_inside_blocks(offset_bytes, length, fua);
         }
         loop {
             let mut edges = Vec::with_capacity(2);
-            let head = usize::try_from(first * BLOCK_BYTES_U64 - offset_bytes).expect("below a block");
-            let tail = usize::try_from(end_bytes.saturating_sub(end * BLOCK_BYTES_U64)).expect("below a block");
-            let before = if head > 0 { self.merge_zeros(offset_bytes, head, &mut edges)? } else { None };
-            let after = if tail > 0 { self.merge_zeros(end * BLOCK_BYTES_U64, tail, &mut edges)? } else { None };
+            let head =
+                usize::try_from(first * BLOCK_BYTES_U64 - offset_bytes).expect("below a block");
+            let tail = usize::try_from(end_bytes.saturating_sub(end * BLOCK_BYTES_U64))
+                .expect("below a block");
+            let before =
+                if head > 0 { self.merge_zeros(offset_bytes, head, &mut edges)? } else { None };
+            let after = if tail > 0 {
+                self.merge_zeros(end * BLOCK_BYTES_U64, tail, &mut edges)?
+            } else {
+                None
+            };
             let mut runs: Vec<(u64, &[u8])> = Vec::with_capacity(2);
             runs.extend(before.as_deref().map(|bytes| (first - 1, bytes)));
             runs.extend(after.as_deref().map(|bytes| (end, bytes)));
@@ -231,13 +276,28 @@ impl VolumeDevice {
         }
     }
 
-    fn write_zero_edge(&self, offset_bytes: u64, zeros: &[u8], fua: bool) -> Result<()> {
-        if zeros.is_empty() { Ok(()) } else { self.write_piece(offset_bytes, zeros, fua) }
+    /// Zero a range that covers no whole block: parts of one block, or of two.
+    fn zero_inside_blocks(&self, offset_bytes: u64, length: usize, fua: bool) -> Result<()> {
+        let first = offset_bytes / BLOCK_BYTES_U64;
+        loop {
+            let mut edges = Vec::with_capacity(2);
+            let Some(bytes) = self.merge_zeros(offset_bytes, length, &mut edges)? else {
+                return Ok(());
+            };
+            if self.append(&[(first, &bytes)], &edges, None, fua)? {
+                return Ok(());
+            }
+        }
     }
 
     /// A block with some of its bytes made zero; `None` where it is a hole and may stay one.
-    fn merge_zeros(&self, offset_bytes: u64, length: usize, edges: &mut Vec<(u64, Option<Locator>)>) -> Result<Option<Vec<u8>>> {
-        let merged = self.merge(offset_bytes, &ZERO_BLOCK[..length])?;
+    fn merge_zeros(
+        &self,
+        offset_bytes: u64,
+        length: usize,
+        edges: &mut Vec<(u64, Option<Locator>)>,
+    ) -> Result<Option<Vec<u8>>> {
+        let merged = self.merge(offset_bytes, &ZEROS[..length])?;
         let hole = merged.edges.iter().all(|(_, locator)| locator.is_none());
         edges.extend(merged.edges);
         Ok((!hole).then_some(merged.bytes))
@@ -265,7 +325,8 @@ impl BlockDevice for VolumeDevice {
         self.engine.log.check_open()?;
         self.check_living()?;
         self.check_range(offset_bytes, buffer.len() as u64)?;
-        if offset_bytes.is_multiple_of(BLOCK_BYTES_U64) && buffer.len().is_multiple_of(BLOCK_BYTES) {
+        if offset_bytes.is_multiple_of(BLOCK_BYTES_U64) && buffer.len().is_multiple_of(BLOCK_BYTES)
+        {
             return self.read_blocks(offset_bytes / BLOCK_BYTES_U64, buffer);
         }
         let mut block = [0; BLOCK_BYTES];
@@ -313,6 +374,7 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn flush(&self) -> Result<()> {
+        self.engine.check_open()?;
         self.engine.flush()
     }
 }
@@ -352,17 +414,34 @@ impl Placed {
     }
 }
 
-fn write_map(map: &mut Map, object: &Object, space: &Space, gate: InGate<'_>, first: u64, count: u64, locator: Locator) {
+fn write_map(
+    map: &mut Map,
+    object: &Object,
+    space: &Space,
+    gate: InGate<'_>,
+    first: u64,
+    count: u64,
+    locator: Locator,
+) {
     let place = object.place();
     object.head.with_parent(gate, |parent| {
         let mut let_go = LetGo::new(space, place, parent, Position::ZERO);
         // A run's newest block says when the newest change was.
         let newest = locator.offset(count - 1).position();
-        map.write(first, count, locator, newest, &mut |index, count, old| let_go.run(index, count, old));
+        map.write(first, count, locator, newest, &mut |index, count, old| {
+            let_go.run(index, count, old)
+        });
     });
 }
 
-fn clear_map(object: &Object, space: &Space, gate: InGate<'_>, first: u64, count: u64, position: Position) {
+fn clear_map(
+    object: &Object,
+    space: &Space,
+    gate: InGate<'_>,
+    first: u64,
+    count: u64,
+    position: Position,
+) {
     let place = object.place();
     object.head.with_parent(gate, |parent| {
         let mut let_go = LetGo::new(space, place, parent, position);
@@ -371,8 +450,17 @@ fn clear_map(object: &Object, space: &Space, gate: InGate<'_>, first: u64, count
 }
 
 /// A write, as the log tells it.
-pub(crate) fn replay_write(table: &Table, space: &Space, id: ObjectId, first: u64, count: u64, locator: Locator) -> std::result::Result<(), String> {
-    let object = table.get(id).ok_or_else(|| format!("a write to object {:#x}, which is not there", id.0))?;
+pub(crate) fn replay_write(
+    table: &Table,
+    space: &Space,
+    id: ObjectId,
+    first: u64,
+    count: u64,
+    locator: Locator,
+) -> std::result::Result<(), String> {
+    let object = table
+        .get(id)
+        .ok_or_else(|| format!("a write to object {:#x}, which is not there", id.0))?;
     if object.kind != ObjectKind::Volume || count == 0 {
         return Err(format!("a write of {count} blocks to object {:#x}", id.0));
     }
@@ -382,8 +470,16 @@ pub(crate) fn replay_write(table: &Table, space: &Space, id: ObjectId, first: u6
 }
 
 /// A trim or zero, as the log tells it.
-pub(crate) fn replay_clear(table: &Table, space: &Space, id: ObjectId, first: u64, count: u64, position: Position) -> std::result::Result<(), String> {
-    let object = table.get(id).ok_or_else(|| format!("a trim of object {:#x}, which is not there", id.0))?;
+pub(crate) fn replay_clear(
+    table: &Table,
+    space: &Space,
+    id: ObjectId,
+    first: u64,
+    count: u64,
+    position: Position,
+) -> std::result::Result<(), String> {
+    let object =
+        table.get(id).ok_or_else(|| format!("a trim of object {:#x}, which is not there", id.0))?;
     if object.kind != ObjectKind::Volume {
         return Err(format!("a trim of snapshot {:#x}", id.0));
     }

@@ -1,7 +1,8 @@
-//! The segments of a log as they lie in the directory: which follow which, and what batches each holds.
+//! The segments of a log as they lie in the directory: which follow which, and what batches each
+//! holds.
 //!
-//! Reads only. A *stretch* is what was written between one opening and the next; the first segment of a stretch names where
-//! the log before it ended, and that clips everything older.
+//! Reads only. A *stretch* is what was written between one opening and the next; the first segment
+//! of a stretch names where the log before it ended, and that clips everything older.
 
 use crate::error::{LogError, Result};
 use crate::format::batch::BatchHeader;
@@ -20,9 +21,11 @@ pub(crate) struct Chain {
 /// Why a segment file has no header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HeaderFault {
-    /// It was never written: the file's creation was cut short before anything could be in the segment.
+    /// It was never written: the file's creation was cut short before anything could be in the
+    /// segment.
     Blank,
-    /// It was written once. A header is durable before its segment is used, so this is damage, never a torn tail.
+    /// It was written once. A header is durable before its segment is used, so this is damage,
+    /// never a torn tail.
     Damaged(String),
 }
 
@@ -52,7 +55,9 @@ impl Chain {
     pub(crate) fn read(store: &dyn Store, seed: u64, log: [u8; 16]) -> Result<Self> {
         let mut found = BTreeMap::new();
         for name in store.list("segments")? {
-            let Some(id) = segment_of_name(&name) else { continue };
+            let Some(id) = segment_of_name(&name) else {
+                continue;
+            };
             let file = store.open(&segment_path(id), false)?;
             let mut page = vec![0; BLOCK_BYTES];
             let header = match file.read_at(&mut page, 0) {
@@ -87,7 +92,11 @@ impl Chain {
     }
 
     /// Whether `id` is the segment after `previous`; else what is wrong.
-    pub(crate) fn follows(&self, id: SegmentId, previous: Option<SegmentId>) -> std::result::Result<(), String> {
+    pub(crate) fn follows(
+        &self,
+        id: SegmentId,
+        previous: Option<SegmentId>,
+    ) -> std::result::Result<(), String> {
         match self.found.get(&id) {
             None => Err("the segment is missing".into()),
             Some(Err(HeaderFault::Blank)) => Err("its header was never written".into()),
@@ -119,7 +128,9 @@ impl Chain {
                 (None, None) => {
                     let reason = match header {
                         Err(HeaderFault::Damaged(reason)) => reason.clone(),
-                        Ok(_) | Err(HeaderFault::Blank) => "the segments before it are missing".to_string(),
+                        Ok(_) | Err(HeaderFault::Blank) => {
+                            "the segments before it are missing".to_string()
+                        }
                     };
                     return Err(LogError::Damaged { segment: *id, slot: 0, reason });
                 }
@@ -128,15 +139,30 @@ impl Chain {
         Ok(stretches)
     }
 
-    /// What a segment holds: by its journal where it is sealed, else batch by batch. A segment without a header holds nothing.
+    /// What a segment holds: by its journal where it is sealed, else batch by batch. A segment
+    /// without a header holds nothing.
     pub(crate) fn load(&self, store: &dyn Store, id: SegmentId) -> Result<Loaded> {
-        let mut loaded = Loaded { batches: Vec::new(), durable: Sequence(0), trailer: None, sealed_bytes: None, checksums: Vec::new() };
-        let Some(header) = self.header(id) else { return Ok(loaded) };
+        let mut loaded = Loaded {
+            batches: Vec::new(),
+            durable: Sequence(0),
+            trailer: None,
+            sealed_bytes: None,
+            checksums: Vec::new(),
+        };
+        let Some(header) = self.header(id) else {
+            return Ok(loaded);
+        };
         let file = store.open(&segment_path(id), false)?;
         let length = file.length_bytes()?;
         if let Some((trailer, batches)) = load_sealed(&*file, length, header) {
-            loaded.durable = batches.iter().map(|batch| batch.durable).max().unwrap_or_default().max(trailer.durable);
-            (loaded.trailer, loaded.batches, loaded.sealed_bytes) = (Some(trailer), batches, Some(length));
+            loaded.durable = batches
+                .iter()
+                .map(|batch| batch.durable)
+                .max()
+                .unwrap_or_default()
+                .max(trailer.durable);
+            (loaded.trailer, loaded.batches, loaded.sealed_bytes) =
+                (Some(trailer), batches, Some(length));
             return Ok(loaded);
         }
         scan(&*file, length, header, &mut loaded);
@@ -144,7 +170,12 @@ impl Chain {
     }
 }
 
-fn check_header(page: &[u8], id: SegmentId, seed: u64, log: [u8; 16]) -> std::result::Result<SegmentHeader, HeaderFault> {
+fn check_header(
+    page: &[u8],
+    id: SegmentId,
+    seed: u64,
+    log: [u8; 16],
+) -> std::result::Result<SegmentHeader, HeaderFault> {
     // All fields lie in the first sector, so a torn header is a blank one.
     if page[..512].iter().all(|byte| *byte == 0) {
         return Err(HeaderFault::Blank);
@@ -159,7 +190,11 @@ fn check_header(page: &[u8], id: SegmentId, seed: u64, log: [u8; 16]) -> std::re
     Ok(header)
 }
 
-fn load_sealed(file: &dyn File, length: u64, header: &SegmentHeader) -> Option<(Trailer, Vec<JournalBatch>)> {
+fn load_sealed(
+    file: &dyn File,
+    length: u64,
+    header: &SegmentHeader,
+) -> Option<(Trailer, Vec<JournalBatch>)> {
     let mut page = vec![0; BLOCK_BYTES];
     file.read_at(&mut page, length.checked_sub(BLOCK_BYTES_U64)?).ok()?;
     let trailer = Trailer::decode(&page, header.nonce, header.segment)?;
@@ -172,14 +207,17 @@ fn load_sealed(file: &dyn File, length: u64, header: &SegmentHeader) -> Option<(
     Some((trailer, decode_journal(&journal, header.nonce, header.segment)?))
 }
 
-/// Follow the headers from slot 1; after a bad place every slot is tried, for what it says is durable.
+/// Follow the headers from slot 1; after a bad place every slot is tried, for what it says is
+/// durable.
 fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loaded) {
     let slots = header.slots_count.min(u32::try_from(length / BLOCK_BYTES_U64).unwrap_or(u32::MAX));
     let mut page = vec![0; BLOCK_BYTES];
     let (mut slot, mut broken) = (1, false);
     while slot < slots {
         let read = file.read_at(&mut page, u64::from(slot) * BLOCK_BYTES_U64).is_ok();
-        let batch = read.then(|| BatchHeader::decode(&page, header.nonce, header.segment.slot(slot))).flatten();
+        let batch = read
+            .then(|| BatchHeader::decode(&page, header.nonce, header.segment.slot(slot)))
+            .flatten();
         let Some(batch) = batch.filter(|batch| batch.slots_count <= slots - slot) else {
             broken = true;
             slot += 1;
@@ -189,13 +227,24 @@ fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loade
         let BatchHeader { sequence, durable, slots_count, entries, checksums } = batch;
         if !broken {
             note_checksums(slot, &entries, &checksums, &mut loaded.checksums);
-            loaded.batches.push(JournalBatch { sequence, durable, header_slot: slot, slots_count, entries });
+            loaded.batches.push(JournalBatch {
+                sequence,
+                durable,
+                header_slot: slot,
+                slots_count,
+                entries,
+            });
         }
         slot += slots_count;
     }
 }
 
-fn note_checksums(header_slot: u32, entries: &[crate::format::batch::Entry], checksums: &[u32], out: &mut Vec<(u32, u32)>) {
+fn note_checksums(
+    header_slot: u32,
+    entries: &[crate::format::batch::Entry],
+    checksums: &[u32],
+    out: &mut Vec<(u32, u32)>,
+) {
     let mut slot = header_slot + 1;
     let mut rest = checksums.iter();
     for entry in entries {
@@ -203,7 +252,10 @@ fn note_checksums(header_slot: u32, entries: &[crate::format::batch::Entry], che
         if entry.checksums_count() == entry.slots_count() {
             out.extend((slot..slot + slots).zip(rest.by_ref().copied()));
         } else {
-            let _ = rest.by_ref().take(usize::try_from(entry.checksums_count()).expect("at most one")).count();
+            let _ = rest
+                .by_ref()
+                .take(usize::try_from(entry.checksums_count()).expect("at most one"))
+                .count();
         }
         slot += slots;
     }

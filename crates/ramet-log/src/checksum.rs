@@ -1,7 +1,7 @@
 //! CRC-32C of blocks, pages and headers.
 //!
-//! Pure. A block's checksum covers its bytes and then its identity, so that bytes in the wrong place fail too.
-//! See docs/internals/format.md, "Checksums".
+//! Pure. A block's checksum covers its bytes and then its identity, so that bytes in the wrong
+//! place fail too. See docs/internals/format.md, "Checksums".
 
 use crate::types::{BLOCK_BYTES, Locator};
 use crc_fast::{CrcAlgorithm, Digest};
@@ -31,13 +31,15 @@ pub fn fold(bytes_crc: u32, seed: u64, locator: Locator, block_index: u64) -> u3
     extend(bytes_crc, &identity)
 }
 
-/// Checksums of the bytes of each block in `data`, appended to `out`; the last block may be short only in memory, never here.
+/// Checksums of the bytes of each block in `data`, appended to `out`; the last block may be short
+/// only in memory, never here.
 pub fn crc_blocks(data: &[u8], out: &mut Vec<u32>) {
     debug_assert!(data.len().is_multiple_of(BLOCK_BYTES));
     out.extend(data.chunks_exact(BLOCK_BYTES).map(crc));
 }
 
-/// Checksum of a page whose four bytes at `at` hold the checksum, taken as zeros; seeded with the file's nonce and a place in it.
+/// Checksum of a page whose four bytes at `at` hold the checksum, taken as zeros; seeded with the
+/// file's nonce and a place in it.
 #[must_use]
 pub fn page_crc(page: &[u8], at: usize, nonce: u64, place: u64) -> u32 {
     let mut seed = [0u8; 16];
@@ -60,7 +62,9 @@ mod tests {
     #[test]
     fn fold_tells_places_and_indexes_apart() {
         let folded = fold(7, 1, Locator(5 << 16 | 9), 3);
-        for (seed, locator, index) in [(2, 5 << 16 | 9, 3), (1, 6 << 16 | 9, 3), (1, 5 << 16 | 8, 3), (1, 5 << 16 | 9, 2)] {
+        for (seed, locator, index) in
+            [(2, 5 << 16 | 9, 3), (1, 6 << 16 | 9, 3), (1, 5 << 16 | 8, 3), (1, 5 << 16 | 9, 2)]
+        {
             assert_ne!(folded, fold(7, seed, Locator(locator), index));
         }
     }

@@ -1,7 +1,7 @@
 //! From the gate to the medium: the write-out, group commit, sealing, and what is durable.
 //!
-//! Invariants: jobs are written in log order; a flush syncs every file that holds bytes since the last one; after a
-//! failed write or sync the log is poisoned and nothing is retried.
+//! Invariants: jobs are written in log order; a flush syncs every file that holds bytes since the
+//! last one; after a failed write or sync the log is poisoned and nothing is retried.
 
 use crate::error::Result;
 use crate::format::footer::{self, JournalBatch, Trailer};
@@ -175,7 +175,10 @@ impl Log {
                     run.end_slot = end_slot;
                 }
                 (Some(Job::Range { segment, chunk, first_slot, end_slot }), _) => {
-                    self.finish_run(out, run.replace(Run { segment, chunk, first_slot, end_slot }))?;
+                    self.finish_run(
+                        out,
+                        run.replace(Run { segment, chunk, first_slot, end_slot }),
+                    )?;
                 }
                 (Some(Job::Seal { segment, slots_count, journal }), _) => {
                     self.finish_run(out, run.take())?;
@@ -187,11 +190,14 @@ impl Log {
     }
 
     fn finish_run(&self, out: &mut MutexGuard<'_, WriteOut>, run: Option<Run>) -> Result<()> {
-        let Some(Run { segment, chunk, first_slot, end_slot }) = run else { return Ok(()) };
+        let Some(Run { segment, chunk, first_slot, end_slot }) = run else {
+            return Ok(());
+        };
         let file = segment.file(self.store())?;
         let offset = u64::from(first_slot) * BLOCK_BYTES_U64;
         let length = u64::from(end_slot - first_slot) * BLOCK_BYTES_U64;
-        // SAFETY: the job was queued after the slots were filled and the batch closed: they are published.
+        // SAFETY: the job was queued after the slots were filled and the batch closed: they are
+        // published.
         let bytes = unsafe { chunk.bytes(first_slot, end_slot - first_slot) };
         if let Err(error) = file.write_at(bytes, offset) {
             return Err(self.poison(&error.to_string()));
@@ -209,8 +215,15 @@ impl Log {
         Ok(())
     }
 
-    /// Add the footer. Where there is no room for it the segment stays unsealed: it is then read batch by batch.
-    fn seal(&self, out: &mut MutexGuard<'_, WriteOut>, segment: &Arc<Segment>, slots_count: u32, journal: &[JournalBatch]) -> Result<()> {
+    /// Add the footer. Where there is no room for it the segment stays unsealed: it is then read
+    /// batch by batch.
+    fn seal(
+        &self,
+        out: &mut MutexGuard<'_, WriteOut>,
+        segment: &Arc<Segment>,
+        slots_count: u32,
+        journal: &[JournalBatch],
+    ) -> Result<()> {
         for done in segment.set_written(slots_count, true) {
             self.chunks.put_back(done);
         }
@@ -228,7 +241,8 @@ impl Log {
         if let Err(error) = written {
             return Err(self.poison(&error.to_string()));
         }
-        let trailer = Trailer::decode(&bytes[bytes.len() - BLOCK_BYTES..], segment.nonce, segment.id);
+        let trailer =
+            Trailer::decode(&bytes[bytes.len() - BLOCK_BYTES..], segment.nonce, segment.id);
         segment.set_sealed(trailer.expect("encoded just now"));
         self.counters.sealed.fetch_add(1, Ordering::Relaxed);
         mark_dirty(out, segment.clone());

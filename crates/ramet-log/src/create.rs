@@ -1,4 +1,5 @@
-//! A new pool: directories, superblock, and last the descriptor, whose presence says that the pool is whole.
+//! A new pool: directories, superblock, and last the descriptor, whose presence says that the pool
+//! is whole.
 
 use crate::error::{LogError, Result};
 use crate::format::descriptor::Descriptor;
@@ -21,14 +22,24 @@ impl Log {
     /// Make an empty pool in `store`; open it with `Log::open`.
     ///
     /// # Errors
-    /// `NotEmpty` where files of somebody else (or a pool) are there; `TooLarge` for a segment size out of range; `Store`.
+    /// `NotEmpty` where files of somebody else (or a pool) are there; `TooLarge` for a segment size
+    /// out of range; `Store`.
     ///
     /// # Durability
     /// Durable on return. A crash before leaves something that `create` takes up again.
-    pub fn create(store: &dyn Store, segment_bytes: u64, leaf_blocks: u32, created_ns: u64) -> Result<()> {
+    pub fn create(
+        store: &dyn Store,
+        segment_bytes: u64,
+        leaf_blocks: u32,
+        created_ns: u64,
+    ) -> Result<()> {
         let in_range = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes);
         if !in_range || !segment_bytes.is_multiple_of(BLOCK_BYTES_U64) {
-            return Err(LogError::TooLarge { what: "segment size in bytes (1 MiB to 256 MiB, in 4 KiB)", size: segment_bytes, limit: SEGMENT_BYTES_MAX });
+            return Err(LogError::TooLarge {
+                what: "segment size in bytes (1 MiB to 256 MiB, in 4 KiB)",
+                size: segment_bytes,
+                limit: SEGMENT_BYTES_MAX,
+            });
         }
         store.create_directory("")?;
         let foreign = store.list("")?.into_iter().find(|name| !UNFINISHED.contains(&name.as_str()));
@@ -39,8 +50,20 @@ impl Log {
         for directory in DIRECTORIES {
             store.create_directory(directory)?;
         }
-        let descriptor = Descriptor { pool: random_uuid(), seed: random_u64(), segment_bytes, leaf_blocks, created_ns, features: [0; 3] };
-        let commit = Commit { number: 1, log: random_uuid(), incarnation: random_uuid(), ..Commit::default() };
+        let descriptor = Descriptor {
+            pool: random_uuid(),
+            seed: random_u64(),
+            segment_bytes,
+            leaf_blocks,
+            created_ns,
+            features: [0; 3],
+        };
+        let commit = Commit {
+            number: 1,
+            log: random_uuid(),
+            incarnation: random_uuid(),
+            ..Commit::default()
+        };
         crate::superblock::create(store, &commit, descriptor.seed)?;
         if store.exists("pool.new")? {
             store.remove("pool.new")?;

@@ -23,7 +23,10 @@ pub enum LogError {
     #[error("the pool is open for reading only")]
     ReadOnly,
     /// A block's bytes do not match its checksum.
-    #[error("{locator} at byte {offset_bytes} of '{file}': stored {stored:#010x}, computed {computed:#010x}")]
+    #[error(
+        "{locator} at byte {offset_bytes} of '{file}': \
+         stored {stored:#010x}, computed {computed:#010x}"
+    )]
     Checksum {
         /// Segment and slot.
         locator: Locator,

@@ -1,7 +1,8 @@
 //! The gate: one short critical section in which slots are assigned and maps are changed.
 //!
-//! Invariants: log order is the order of passing the gate; nothing in it waits for a file. It is fair as soon as a
-//! command waits: then every holder hands it to the one that has waited longest (see docs/internals/format.md, "Order").
+//! Invariants: log order is the order of passing the gate; nothing in it waits for a file. It is
+//! fair as soon as a command waits: then every holder hands it to the one that has waited longest
+//! (see docs/internals/format.md, "Order").
 
 use crate::error::{LogError, Result};
 use crate::log::Log;
@@ -66,7 +67,8 @@ impl Drop for Held<'_> {
     }
 }
 
-/// The closed gate, with room for what was asked. Dropping it opens the gate; nothing is durable by that.
+/// The closed gate, with room for what was asked. Dropping it opens the gate; nothing is durable by
+/// that.
 pub struct GateGuard<'a> {
     log: &'a Log,
     held: Held<'a>,
@@ -89,7 +91,8 @@ pub(crate) enum Payload {
     Large(Box<[Slot]>),
 }
 
-/// Slots of a record that are copied inside the gate (a few microseconds) rather than made a chunk of their own.
+/// Slots of a record that are copied inside the gate (a few microseconds) rather than made a chunk
+/// of their own.
 const SMALL_SLOTS_MAX: usize = 16;
 
 // SAFETY: the cells of a large payload are owned by this value alone until the log adopts them.
@@ -98,15 +101,22 @@ unsafe impl Sync for PreparedRecord {}
 impl GateGuard<'_> {
     /// Append blocks of `object` from `first`, and say where each run of them lies.
     ///
-    /// `data` is whole blocks; `crcs` the CRC-32C of each block's bytes. `placed(first, count, locator)` is called for
-    /// runs of consecutive slots, in order.
+    /// `data` is whole blocks; `crcs` the CRC-32C of each block's bytes. `placed(first, count,
+    /// locator)` is called for runs of consecutive slots, in order.
     ///
     /// # Panics
     /// Where `data` and `crcs` disagree, or more is written than the gate was entered for.
     ///
     /// # Durability
     /// None before `Log::commit`.
-    pub fn write(&mut self, object: ObjectId, first: u64, data: &[u8], crcs: &[u32], placed: impl FnMut(u64, u64, crate::Locator)) {
+    pub fn write(
+        &mut self,
+        object: ObjectId,
+        first: u64,
+        data: &[u8],
+        crcs: &[u32],
+        placed: impl FnMut(u64, u64, crate::Locator),
+    ) {
         self.held.write(self.log, object, first, data, crcs, placed);
     }
 
@@ -200,7 +210,8 @@ impl PreparedRecord {
         let slots = payload.len() / crate::types::BLOCK_BYTES;
         let slots_count = u32::try_from(slots).expect("bounded above");
         let large = slots > SMALL_SLOTS_MAX;
-        let payload = if large { Payload::Large(behind_header(&payload)) } else { Payload::Small(payload) };
+        let payload =
+            if large { Payload::Large(behind_header(&payload)) } else { Payload::Small(payload) };
         Ok(PreparedRecord { payload, slots_count, length_bytes, crc })
     }
 }

@@ -1,7 +1,9 @@
 //! The log: segments, batches, the gate, group commit, verified reads, recovery.
 //!
-//! Owns the bytes of a pool directory and their order. Calls the store only; knows objects by number and records as bytes.
-//! Invariants: what `commit` acknowledged survives; `read` gives verified bytes or an error; see docs/internals/format.md.
+//! Owns the bytes of a pool directory and their order. Calls the store only; knows objects by
+//! number and records as bytes.
+//! Invariants: what `commit` acknowledged survives; `read` gives verified bytes or an error; see
+//! docs/internals/format.md.
 
 mod chain;
 mod checksum;
@@ -12,6 +14,7 @@ pub mod format;
 mod gate;
 mod log;
 mod recovery;
+mod replay;
 mod room;
 mod segment;
 mod staging;
@@ -24,5 +27,5 @@ pub use create::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{LogError, Result};
 pub use gate::{GateGuard, PreparedRecord, RECORD_BYTES_MAX};
 pub use log::{Counters, Log};
-pub use recovery::{Apply, Replay};
+pub use replay::{Apply, Replay};
 pub use types::*;

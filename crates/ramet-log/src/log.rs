@@ -1,4 +1,5 @@
-//! The log as a whole: what is shared between the gate, the write-out, readers and recovery; create, close, background steps.
+//! The log as a whole: what is shared between the gate, the write-out, readers and recovery;
+//! create, close, background steps.
 //!
 //! Invariants: `durable <= appended`; once poisoned or closed nothing is appended or written.
 
@@ -170,7 +171,8 @@ impl Log {
     /// `buffer` is whole blocks; `block_index` the first one's index in the object that holds it.
     ///
     /// # Errors
-    /// `Checksum` and `Lost` name segment and slot; `Store` where the medium fails. The buffer's content is then undefined.
+    /// `Checksum` and `Lost` name segment and slot; `Store` where the medium fails. The buffer's
+    /// content is then undefined.
     pub fn read(&self, locator: Locator, block_index: u64, buffer: &mut [u8]) -> Result<()> {
         assert!(buffer.len().is_multiple_of(BLOCK_BYTES), "reads are whole blocks");
         let segment = self.segments.read().get(&locator.segment()).cloned();
@@ -179,8 +181,8 @@ impl Log {
         segment.read(self.store(), self.descriptor.seed, locator.slot(), block_index, buffer)
     }
 
-    /// Background work, called by the log's owner a few times a second: prepare the next segment, commit by itself every
-    /// second, say what is durable. Result: whether more is waiting.
+    /// Background work, called by the log's owner a few times a second: prepare the next segment,
+    /// commit by itself every second, say what is durable. Result: whether more is waiting.
     ///
     /// # Errors
     /// `Poisoned` where a write or sync fails.
@@ -228,7 +230,11 @@ impl Log {
         if self.closed.load(Ordering::Acquire) {
             return Ok(());
         }
-        let result = if self.read_only || self.poisoned.get().is_some() { Ok(()) } else { self.close_writing() };
+        let result = if self.read_only || self.poisoned.get().is_some() {
+            Ok(())
+        } else {
+            self.close_writing()
+        };
         self.closed.store(true, Ordering::Release);
         *self.lock.lock() = None;
         result

@@ -1,66 +1,30 @@
-//! Opening: find the end of the log, tell a torn tail from damage, replay, make durable what was read.
+//! Opening: find the end of the log, tell a torn tail from damage, replay, make durable what was
+//! read.
 //!
-//! Calls the store and the formats. Invariants: nothing is written before the whole log was read; an end is only ever
-//! accepted after the last durable sequence. See docs/internals/format.md, "Opening".
+//! Calls the store and the formats. Invariants: nothing is written before the whole log was read;
+//! an end is only ever accepted after the last durable sequence. See docs/internals/format.md,
+//! "Opening".
 
 use crate::chain::{Chain, Loaded, Stretch};
 use crate::error::{LogError, Result};
-use crate::format::batch::{BatchHeader, Entry, Kind};
 use crate::format::descriptor::{Descriptor, Refused};
-use crate::format::footer::JournalBatch;
 use crate::format::segment::LogEnd;
 use crate::log::{Log, Recovered};
+use crate::replay::{Apply, Source};
 use crate::room::RoomState;
 use crate::segment::{Segment, segment_path};
-use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Locator, ObjectId, Position, SegmentId, Sequence};
-use crate::{checksum, superblock};
+use crate::superblock;
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Position, SegmentId, Sequence};
 use ramet_store::{LockMode, Store, StoreError};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// One thing the log says, in order.
-#[derive(Debug)]
-pub enum Replay<'a> {
-    /// Blocks of a volume, in consecutive slots.
-    Write {
-        /// The volume.
-        object: ObjectId,
-        /// Its first block.
-        first: u64,
-        /// How many.
-        count: u64,
-        /// Where the first one is.
-        locator: Locator,
-    },
-    /// A range that reads as zeros.
-    Clear {
-        /// The volume.
-        object: ObjectId,
-        /// Its first block.
-        first: u64,
-        /// How many.
-        count: u64,
-        /// When.
-        position: Position,
-    },
-    /// A command over objects.
-    Record {
-        /// As it was appended.
-        payload: &'a [u8],
-        /// When.
-        position: Position,
-    },
-}
-
-/// Takes what the log says. An error text means that the log holds what cannot be.
-pub type Apply<'a> = dyn FnMut(Replay<'_>) -> std::result::Result<(), String> + 'a;
 
 impl Log {
     /// Open the pool in `store`, and tell `apply` everything the log says.
     ///
     /// # Errors
-    /// `Store(Locked)` where somebody else has it; `NotAPool`, `Foundation`, `Unsupported`; `Damaged` where a batch that was
-    /// durable cannot be read (nothing was written then).
+    /// `Store(Locked)` where somebody else has it; `NotAPool`, `Foundation`, `Unsupported`;
+    /// `Damaged` where a batch that was durable cannot be read (nothing was written then).
     ///
     /// # Durability
     /// On return everything that was replayed is durable (unless read only).
@@ -68,7 +32,10 @@ impl Log {
         let descriptor = read_descriptor(&*store)?;
         let lock = store.lock(if read_only { LockMode::Shared } else { LockMode::Exclusive })?;
         if !read_only && descriptor.read_only_features() != 0 {
-            let reason = format!("feature bits {:#x} forbid writing here; open it for reading only", descriptor.read_only_features());
+            let reason = format!(
+                "feature bits {:#x} forbid writing here; open it for reading only",
+                descriptor.read_only_features()
+            );
             return Err(LogError::Unsupported { reason });
         }
         let slots = superblock::read(&*store, descriptor.seed)?;
@@ -85,14 +52,25 @@ impl Log {
         let room = RoomState { epoch, counter: None, previous, end };
         let position = last_slot;
         let superblock = slots.newest;
-        let log = Log::new(Recovered { store, lock, descriptor, superblock, segments, room, position, replayed, read_only });
+        let log = Log::new(Recovered {
+            store,
+            lock,
+            descriptor,
+            superblock,
+            segments,
+            room,
+            position,
+            replayed,
+            read_only,
+        });
         if !read_only {
             log.begin_epoch(clean, &chain)?;
         }
         Ok(log)
     }
 
-    /// After a crash: an epoch of its own names where the log ended; then what lies beyond is removed.
+    /// After a crash: an epoch of its own names where the log ended; then what lies beyond is
+    /// removed.
     fn begin_epoch(&self, clean: bool, chain: &Chain) -> Result<()> {
         let beyond: Vec<SegmentId> = {
             let known = self.segments.read();
@@ -115,7 +93,8 @@ impl Log {
 }
 
 fn read_descriptor(store: &dyn Store) -> Result<Descriptor> {
-    let not_a_pool = |reason: &str| LogError::NotAPool { path: store.describe(), reason: reason.into() };
+    let not_a_pool =
+        |reason: &str| LogError::NotAPool { path: store.describe(), reason: reason.into() };
     let file = match store.open("pool", false) {
         Ok(file) => file,
         Err(StoreError::NotFound { .. }) => return Err(not_a_pool("it has no file 'pool'")),
@@ -124,7 +103,9 @@ fn read_descriptor(store: &dyn Store) -> Result<Descriptor> {
     let mut page = vec![0; BLOCK_BYTES];
     match file.read_at(&mut page, 0) {
         Ok(()) => {}
-        Err(StoreError::ShortRead { .. }) => return Err(LogError::Foundation { file: "pool", reason: "it is too short".into() }),
+        Err(StoreError::ShortRead { .. }) => {
+            return Err(LogError::Foundation { file: "pool", reason: "it is too short".into() });
+        }
         Err(other) => return Err(other.into()),
     }
     Descriptor::decode(&page).map_err(|refused| match refused {
@@ -149,9 +130,11 @@ fn make_durable(store: &dyn Store, tail: &[Unsynced]) -> Result<()> {
         let file = store.open(&segment_path(part.segment), true)?;
         let mut at = part.from_bytes;
         while at < part.to_bytes {
-            let length = usize::try_from((part.to_bytes - at).min(buffer.len() as u64)).expect("bounded by the buffer");
+            let length = usize::try_from((part.to_bytes - at).min(buffer.len() as u64))
+                .expect("bounded by the buffer");
             file.read_at(&mut buffer[..length], at)?;
-            // The same bytes in the same place: a page that a failed write left clean in the cache becomes dirty again.
+            // The same bytes in the same place: a page that a failed write left clean in the cache
+            // becomes dirty again.
             file.write_at(&buffer[..length], at)?;
             at += length as u64;
         }
@@ -202,7 +185,8 @@ impl<'a> Opening<'a> {
         for stretch in chain.stretches()? {
             if stretch.opens.sequence != self.end.sequence {
                 let reason = format!(
-                    "it continues after batch {}, but the log before it ends at batch {}: segments are missing",
+                    "it continues after batch {}, but the log before it ends at batch {}: \
+                     segments are missing",
                     stretch.opens.sequence.0, self.end.sequence.0
                 );
                 return Err(LogError::Damaged { segment: stretch.segments[0], slot: 0, reason });
@@ -214,14 +198,27 @@ impl<'a> Opening<'a> {
         }
         if self.end.sequence < self.durable {
             let segment = self.previous.unwrap_or_default();
-            let reason = format!("the log ends at batch {}, but batch {} was durable: segments are missing", self.end.sequence.0, self.durable.0);
-            return Err(LogError::Damaged { segment, slot: self.last_slot.locator().slot(), reason });
+            let reason = format!(
+                "the log ends at batch {}, but batch {} was durable: segments are missing",
+                self.end.sequence.0, self.durable.0
+            );
+            return Err(LogError::Damaged {
+                segment,
+                slot: self.last_slot.locator().slot(),
+                reason,
+            });
         }
         Ok(())
     }
 
     /// A stretch whose end is known: everything up to it must be there.
-    fn read_to(&mut self, stretch: &Stretch, end: Sequence, chain: &Chain, apply: &mut Apply<'_>) -> Result<()> {
+    fn read_to(
+        &mut self,
+        stretch: &Stretch,
+        end: Sequence,
+        chain: &Chain,
+        apply: &mut Apply<'_>,
+    ) -> Result<()> {
         let stop = self.follow(stretch, end, chain, apply)?;
         if self.end.sequence == end {
             return Ok(());
@@ -274,24 +271,35 @@ impl<'a> Opening<'a> {
     }
 
     /// Payloads after the last durable sequence are verified: the first bad one ends the log.
-    fn verify_tail(&mut self, stretch: &Stretch, candidate: Sequence, chain: &Chain) -> Result<Sequence> {
+    fn verify_tail(
+        &mut self,
+        stretch: &Stretch,
+        candidate: Sequence,
+        chain: &Chain,
+    ) -> Result<Sequence> {
         let mut good = self.durable.max(self.end.sequence);
         if candidate <= good {
             return Ok(candidate);
         }
         for id in &stretch.segments {
             let loaded = chain.load(self.store, *id)?;
-            let fresh = loaded.batches.iter().filter(|batch| batch.sequence > good && batch.sequence <= candidate);
+            let fresh = loaded
+                .batches
+                .iter()
+                .filter(|batch| batch.sequence > good && batch.sequence <= candidate);
             let mut part: Option<Unsynced> = None;
             for batch in fresh.cloned().collect::<Vec<_>>() {
-                if batch.sequence.0 != good.0 + 1 || !self.payload_verifies(chain, *id, &batch) {
+                if batch.sequence.0 != good.0 + 1
+                    || !self.source(chain, *id).payload_verifies(&batch)
+                {
                     self.tail.extend(part);
                     return Ok(good);
                 }
                 good = batch.sequence;
                 let to_bytes = u64::from(batch.header_slot + batch.slots_count) * BLOCK_BYTES_U64;
                 let from_bytes = u64::from(batch.header_slot) * BLOCK_BYTES_U64;
-                part.get_or_insert(Unsynced { segment: *id, from_bytes, to_bytes }).to_bytes = to_bytes;
+                part.get_or_insert(Unsynced { segment: *id, from_bytes, to_bytes }).to_bytes =
+                    to_bytes;
             }
             if let (Some(part), Some(footer_end)) = (&mut part, loaded.sealed_bytes) {
                 part.to_bytes = footer_end;
@@ -301,20 +309,13 @@ impl<'a> Opening<'a> {
         Ok(good)
     }
 
-    fn payload_verifies(&self, chain: &Chain, id: SegmentId, batch: &JournalBatch) -> bool {
-        let read = || -> Option<bool> {
-            let file = self.store.open(&segment_path(id), false).ok()?;
-            let mut bytes = vec![0; batch.slots_count as usize * BLOCK_BYTES];
-            file.read_at(&mut bytes, u64::from(batch.header_slot) * BLOCK_BYTES_U64).ok()?;
-            let nonce = chain.header(id)?.nonce;
-            let header = BatchHeader::decode(&bytes[..BLOCK_BYTES], nonce, id.slot(batch.header_slot))?;
-            Some(verify_payload(&header, id.slot(batch.header_slot), &bytes[BLOCK_BYTES..], self.descriptor.seed))
-        };
-        read().unwrap_or(false)
-    }
-
-    /// Replay batches up to `end`; result: where it stopped before that, if it did.
-    fn follow(&mut self, stretch: &Stretch, end: Sequence, chain: &Chain, apply: &mut Apply<'_>) -> Result<Option<Stop>> {
+    fn follow(
+        &mut self,
+        stretch: &Stretch,
+        end: Sequence,
+        chain: &Chain,
+        apply: &mut Apply<'_>,
+    ) -> Result<Option<Stop>> {
         for id in &stretch.segments {
             if self.end.sequence == end {
                 return Ok(None);
@@ -324,101 +325,61 @@ impl<'a> Opening<'a> {
             }
             let loaded = chain.load(self.store, *id)?;
             let header = chain.header(*id).expect("follows looked at it");
-            let segment = Arc::new(Segment::known(*id, header.nonce, header.slots_count, loaded.trailer));
+            let segment =
+                Arc::new(Segment::known(*id, header.nonce, header.slots_count, loaded.trailer));
             for (slot, crc) in &loaded.checksums {
                 segment.set_checksum(*slot, *crc);
             }
             self.segments.insert(*id, segment);
             self.previous = Some(*id);
-            if let Some(stop) = self.replay_segment(*id, &loaded, end, apply)? {
+            let source = self.source(chain, *id);
+            if let Some(stop) = self.replay_segment(&source, &loaded, end, apply)? {
                 return Ok(Some(stop));
             }
         }
         let segment = self.previous.unwrap_or_default();
-        Ok(Some(Stop { segment, slot: self.last_slot.locator().slot(), reason: "no batch follows".into() }))
+        Ok(Some(Stop {
+            segment,
+            slot: self.last_slot.locator().slot(),
+            reason: "no batch follows".into(),
+        }))
     }
 
-    fn replay_segment(&mut self, id: SegmentId, loaded: &Loaded, end: Sequence, apply: &mut Apply<'_>) -> Result<Option<Stop>> {
+    fn source(&self, chain: &Chain, segment: SegmentId) -> Source<'a> {
+        let nonce = chain.header(segment).map_or(0, |header| header.nonce);
+        Source { store: self.store, seed: self.descriptor.seed, segment, nonce }
+    }
+
+    fn replay_segment(
+        &mut self,
+        source: &Source<'_>,
+        loaded: &Loaded,
+        end: Sequence,
+        apply: &mut Apply<'_>,
+    ) -> Result<Option<Stop>> {
+        let id = source.segment;
         for batch in &loaded.batches {
             if self.end.sequence == end {
                 return Ok(None);
             }
             if batch.sequence.0 != self.end.sequence.0 + 1 {
-                let reason = format!("batch {} follows batch {}", batch.sequence.0, self.end.sequence.0);
+                let reason =
+                    format!("batch {} follows batch {}", batch.sequence.0, self.end.sequence.0);
                 return Ok(Some(Stop { segment: id, slot: batch.header_slot, reason }));
             }
-            self.replay_batch(id, batch, apply)?;
-            self.end = LogEnd { position: id.slot(batch.header_slot).position(), sequence: batch.sequence };
+            source.replay(batch, apply)?;
+            self.end = LogEnd {
+                position: id.slot(batch.header_slot).position(),
+                sequence: batch.sequence,
+            };
             self.last_slot = id.slot(batch.header_slot + batch.slots_count - 1).position();
             self.replayed += 1;
         }
         Ok(None)
-    }
-
-    fn replay_batch(&self, id: SegmentId, batch: &JournalBatch, apply: &mut Apply<'_>) -> Result<()> {
-        let mut slot = batch.header_slot;
-        for entry in &batch.entries {
-            let Entry { kind, object, first, count } = *entry;
-            let next = || id.slot(slot + 1);
-            let applied = match kind {
-                Kind::Write => apply(Replay::Write { object, first, count, locator: next() }),
-                Kind::Zero | Kind::Trim => apply(Replay::Clear { object, first, count, position: id.slot(slot).position() }),
-                Kind::Record => {
-                    let payload = self.read_record(id, batch.header_slot, first, count)?;
-                    apply(Replay::Record { payload: &payload, position: id.slot(batch.header_slot).position() })
-                }
-                Kind::Mark => Ok(()),
-            };
-            applied.map_err(|reason| LogError::Damaged { segment: id, slot: batch.header_slot, reason })?;
-            slot += u32::try_from(entry.slots_count()).expect("checked against the header");
-        }
-        Ok(())
-    }
-
-    fn read_record(&self, id: SegmentId, header_slot: u32, length: u64, slots: u64) -> Result<Vec<u8>> {
-        let damaged = |reason: String| LogError::Damaged { segment: id, slot: header_slot, reason };
-        let slots = usize::try_from(slots).map_err(|_| damaged("a record is too long".into()))?;
-        let length = usize::try_from(length).ok().filter(|length| *length <= slots * BLOCK_BYTES);
-        let length = length.ok_or_else(|| damaged("a record is longer than its slots".into()))?;
-        let mut bytes = vec![0; (slots + 1) * BLOCK_BYTES];
-        let file = self.store.open(&segment_path(id), false)?;
-        file.read_at(&mut bytes, u64::from(header_slot) * BLOCK_BYTES_U64).map_err(|error| damaged(error.to_string()))?;
-        let nonce = self.segments.get(&id).map_or(0, |segment| segment.nonce);
-        let header = BatchHeader::decode(&bytes[..BLOCK_BYTES], nonce, id.slot(header_slot));
-        let header = header.ok_or_else(|| damaged("a record's header does not verify".into()))?;
-        if !verify_payload(&header, id.slot(header_slot), &bytes[BLOCK_BYTES..], self.descriptor.seed) {
-            return Err(damaged("a record does not match its checksum".into()));
-        }
-        bytes.drain(..BLOCK_BYTES);
-        bytes.truncate(length);
-        Ok(bytes)
     }
 }
 
 fn damaged(stop: Stop, needed: Sequence) -> LogError {
     let reason = format!("{}; batch {} was durable", stop.reason, needed.0);
     LogError::Damaged { segment: stop.segment, slot: stop.slot, reason }
-}
-
-/// Hold a batch's payload against its header.
-fn verify_payload(header: &BatchHeader, place: Locator, payload: &[u8], seed: u64) -> bool {
-    let mut slot = 0;
-    let mut stored = header.checksums.iter();
-    for entry in &header.entries {
-        let slots = usize::try_from(entry.slots_count()).unwrap_or(usize::MAX);
-        let Some(part) = payload.get(slot * BLOCK_BYTES..(slot + slots) * BLOCK_BYTES) else { return false };
-        let first = place.offset(slot as u64 + 1);
-        let matches = match entry.kind {
-            Kind::Record => stored.next() == Some(&checksum::fold(checksum::crc(part), seed, first, 0)),
-            Kind::Write => part.chunks_exact(BLOCK_BYTES).zip(0u64..).all(|(block, index)| {
-                stored.next() == Some(&checksum::fold(checksum::crc(block), seed, first.offset(index), entry.first + index))
-            }),
-            Kind::Zero | Kind::Trim | Kind::Mark => true,
-        };
-        if !matches {
-            return false;
-        }
-        slot += slots;
-    }
-    true
 }

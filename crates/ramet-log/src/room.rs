@@ -1,7 +1,9 @@
-//! Room for the log, made outside the gate: bytes are allocated before they are written, so a full medium is met here.
+//! Room for the log, made outside the gate: bytes are allocated before they are written, so a full
+//! medium is met here.
 //!
-//! Invariants: a segment's name and header are durable before it is handed to the gate; ids are never used twice,
-//! because a file is created exclusively and an epoch is one higher than any seen before.
+//! Invariants: a segment's name and header are durable before it is handed to the gate; ids are
+//! never used twice, because a file is created exclusively and an epoch is one higher than any seen
+//! before.
 
 use crate::error::{LogError, Result};
 use crate::format::segment::{LogEnd, SegmentHeader};
@@ -34,7 +36,8 @@ impl Log {
         self.check_writable()?;
         let (enough, growable) = {
             let held = self.gate.lock();
-            let enough = if contiguous { held.room_for_record(slots) } else { held.room_for_blocks(slots) };
+            let enough =
+                if contiguous { held.room_for_record(slots) } else { held.room_for_blocks(slots) };
             (enough, held.growable())
         };
         if enough {
@@ -47,7 +50,8 @@ impl Log {
             segment.allocated.store(to, Ordering::Release);
             return Ok(());
         }
-        let usual = u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
+        let usual =
+            u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
         let needed = if contiguous { slots.saturating_add(2) } else { 0 };
         let segment = self.prepare_segment(&mut state, usual.max(needed), needed)?;
         self.gate.lock().push_prepared(segment);
@@ -69,7 +73,8 @@ impl Log {
         }
     }
 
-    /// Prepare one segment ahead, so that no writer has to. Result: whether there was anything to do.
+    /// Prepare one segment ahead, so that no writer has to. Result: whether there was anything to
+    /// do.
     ///
     /// # Errors
     /// As `enter_write`; a full medium is not one, the writer who needs the room will meet it.
@@ -83,7 +88,8 @@ impl Log {
         if !wanted {
             return Ok(false);
         }
-        let usual = u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
+        let usual =
+            u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
         match self.prepare_segment(&mut state, usual, 0) {
             Ok(segment) => self.gate.lock().push_prepared(segment),
             Err(LogError::Store(StoreError::Full { .. })) => return Ok(false),
@@ -92,12 +98,19 @@ impl Log {
         Ok(true)
     }
 
-    /// Create a segment with everything about it durable, `allocated_min` of its slots allocated at least.
-    fn prepare_segment(&self, state: &mut RoomState, slots_count: u32, allocated_min: u32) -> Result<Arc<Segment>> {
+    /// Create a segment with everything about it durable, `allocated_min` of its slots allocated at
+    /// least.
+    fn prepare_segment(
+        &self,
+        state: &mut RoomState,
+        slots_count: u32,
+        allocated_min: u32,
+    ) -> Result<Arc<Segment>> {
         assert!(slots_count <= SLOTS_MAX, "records are bounded below a segment's size");
         let opens = state.counter.is_none().then_some(state.end);
         let made = self.create_file(state).and_then(|(id, file)| {
-            let made = self.write_header(id, file, state.previous, opens, slots_count, allocated_min);
+            let made =
+                self.write_header(id, file, state.previous, opens, slots_count, allocated_min);
             if made.is_err() {
                 // Nothing refers to the file yet; its id stays used.
                 let _ = self.store().remove(&segment_path(id));
@@ -106,14 +119,18 @@ impl Log {
         });
         match &made {
             Ok(segment) => state.previous = Some(segment.id),
-            // The next try takes another epoch: this one's first segment has to say where the log before it ended.
+            // The next try takes another epoch: this one's first segment has to say where the log
+            // before it ended.
             Err(_) if opens.is_some() => state.counter = None,
             Err(_) => {}
         }
         made
     }
 
-    fn create_file(&self, state: &mut RoomState) -> Result<(SegmentId, Arc<dyn ramet_store::File>)> {
+    fn create_file(
+        &self,
+        state: &mut RoomState,
+    ) -> Result<(SegmentId, Arc<dyn ramet_store::File>)> {
         loop {
             let counter = match state.counter {
                 Some(counter) if counter < COUNTERS_MAX => counter,
@@ -145,15 +162,28 @@ impl Log {
     ) -> Result<Arc<Segment>> {
         let nonce = crate::log::random_u64();
         let (log, incarnation) = self.identity();
-        let header = SegmentHeader { seed: self.seed(), log, incarnation, nonce, file: id, segment: id, slots_count, previous, opens };
+        let header = SegmentHeader {
+            seed: self.seed(),
+            log,
+            incarnation,
+            nonce,
+            file: id,
+            segment: id,
+            slots_count,
+            previous,
+            opens,
+        };
         let allocated = STEP_SLOTS.max(allocated_min).min(slots_count);
         let segment = Segment::open_for_append(id, nonce, slots_count, allocated, file.clone());
         allocate(&segment, self.store(), 0, allocated)?;
         let page = header.encode();
         debug_assert_eq!(page.len(), BLOCK_BYTES);
-        // Header and name are durable before anything in the segment can be acknowledged: a batch whose segment may
-        // vanish would be lost without a trace.
-        let written = file.write_at(&page, 0).and_then(|()| file.sync()).and_then(|()| self.store().sync_directory("segments"));
+        // Header and name are durable before anything in the segment can be acknowledged: a batch
+        // whose segment may vanish would be lost without a trace.
+        let written = file
+            .write_at(&page, 0)
+            .and_then(|()| file.sync())
+            .and_then(|()| self.store().sync_directory("segments"));
         match written {
             Ok(()) => Ok(Arc::new(segment)),
             Err(error @ StoreError::Full { .. }) => Err(error.into()),
@@ -164,6 +194,7 @@ impl Log {
 
 fn allocate(segment: &Segment, store: &dyn ramet_store::Store, from: u32, to: u32) -> Result<()> {
     let file = segment.file(store)?;
-    let (start, length) = (u64::from(from) * BLOCK_BYTES_U64, u64::from(to - from) * BLOCK_BYTES_U64);
+    let (start, length) =
+        (u64::from(from) * BLOCK_BYTES_U64, u64::from(to - from) * BLOCK_BYTES_U64);
     Ok(file.allocate(start, length)?)
 }

@@ -1,7 +1,8 @@
 //! Memory that holds log slots from the moment they are appended until they are in the file.
 //!
-//! Invariants: a slot is filled once, inside the gate, before anybody is told its locator; after that its bytes never change.
-//! A batch never straddles two chunks, so one chunk's range is written with one call.
+//! Invariants: a slot is filled once, inside the gate, before anybody is told its locator; after
+//! that its bytes never change. A batch never straddles two chunks, so one chunk's range is written
+//! with one call.
 
 use crate::types::BLOCK_BYTES;
 use parking_lot::Mutex;
@@ -22,8 +23,9 @@ pub(crate) struct Chunk {
     slots: Box<[Slot]>,
 }
 
-// SAFETY: slots are written only through `fill`, whose callers hold the gate and fill a slot before its number is
-// published (through a map's lock or the write-out queue's lock); readers touch only published slots.
+// SAFETY: slots are written only through `fill`, whose callers hold the gate and fill a slot before
+// its number is published (through a map's lock or the write-out queue's lock); readers touch only
+// published slots.
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
@@ -42,15 +44,18 @@ impl Chunk {
     /// Put `bytes` (whole slots) at `slot`.
     ///
     /// # Safety
-    /// The caller holds the gate, and no slot of the range has been published or filled before (a header slot is
-    /// filled when its batch closes, and published then).
+    /// The caller holds the gate, and no slot of the range has been published or filled before (a
+    /// header slot is filled when its batch closes, and published then).
     pub(crate) unsafe fn fill(&self, slot: u32, bytes: &[u8]) {
         let at = (slot - self.first_slot) as usize;
         let count = bytes.len() / BLOCK_BYTES;
-        assert!(bytes.len().is_multiple_of(BLOCK_BYTES) && at + count <= self.slots.len(), "fill leaves the chunk");
+        assert!(
+            bytes.len().is_multiple_of(BLOCK_BYTES) && at + count <= self.slots.len(),
+            "fill leaves the chunk"
+        );
         let target = self.slots[at..at + count].as_ptr().cast::<u8>().cast_mut();
-        // SAFETY: the range lies in the chunk (asserted), nobody else writes (the gate) and nobody reads it yet (not published).
-        // The cells make writing through a shared reference legal.
+        // SAFETY: the range lies in the chunk (asserted), nobody else writes (the gate) and nobody
+        // reads it yet (not published). The cells make writing through a shared reference legal.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) };
     }
 
@@ -61,7 +66,8 @@ impl Chunk {
     pub(crate) unsafe fn bytes(&self, slot: u32, count: u32) -> &[u8] {
         let at = (slot - self.first_slot) as usize;
         let part = &self.slots[at..at + count as usize];
-        // SAFETY: published slots never change again, and the range was bounds-checked by the slice above.
+        // SAFETY: published slots never change again, and the range was bounds-checked by the slice
+        // above.
         unsafe { std::slice::from_raw_parts(part.as_ptr().cast(), part.len() * BLOCK_BYTES) }
     }
 }
@@ -73,7 +79,8 @@ pub(crate) struct ChunkPool {
 }
 
 impl ChunkPool {
-    /// An ordinary chunk, used before if one is spare (its old bytes are still in it), for slots from `first_slot`.
+    /// An ordinary chunk, used before if one is spare (its old bytes are still in it), for slots
+    /// from `first_slot`.
     pub(crate) fn take(&self, first_slot: u32) -> Arc<Chunk> {
         let slots = self.spare.lock().pop().unwrap_or_else(|| blank(CHUNK_SLOTS as usize));
         Arc::new(Chunk { first_slot, slots })
@@ -101,6 +108,8 @@ fn blank(count: usize) -> Box<[Slot]> {
 
 /// Slots that hold `payload` (whole slots) after one blank slot for a batch's header.
 pub(crate) fn behind_header(payload: &[u8]) -> Box<[Slot]> {
-    let blocks = payload.chunks_exact(BLOCK_BYTES).map(|block| UnsafeCell::new(block.try_into().expect("chunks are exact")));
+    let blocks = payload
+        .chunks_exact(BLOCK_BYTES)
+        .map(|block| UnsafeCell::new(block.try_into().expect("chunks are exact")));
     std::iter::once(UnsafeCell::new([0; BLOCK_BYTES])).chain(blocks).collect()
 }

@@ -56,7 +56,8 @@ pub(crate) fn read(store: &dyn Store, seed: u64) -> Result<Slots> {
 }
 
 impl Slots {
-    /// Make what was read durable: the newer slot, then the older, with a sync after each; an invalid one gets a copy.
+    /// Make what was read durable: the newer slot, then the older, with a sync after each; an
+    /// invalid one gets a copy.
     pub(crate) fn make_durable(&self, store: &dyn Store) -> Result<()> {
         let file = store.open(PATH, true)?;
         let newest = &self.pages[self.newest_slot];

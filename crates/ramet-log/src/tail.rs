@@ -1,7 +1,8 @@
-//! The end of the log: the open segment, the open batch, what was prepared to follow. Lives inside the gate.
+//! The end of the log: the open segment, the open batch, what was prepared to follow. Lives inside
+//! the gate.
 //!
-//! Invariants: batches are numbered without gaps in the order they are opened; a batch lies in one chunk of one segment;
-//! no call here waits for a file.
+//! Invariants: batches are numbered without gaps in the order they are opened; a batch lies in one
+//! chunk of one segment; no call here waits for a file.
 
 use crate::checksum::fold;
 use crate::format::batch::{BatchHeader, Entry, Kind};
@@ -82,7 +83,9 @@ impl Tail {
     }
 
     fn room_in_open(&self) -> u32 {
-        self.open.as_ref().map_or(0, |open| open.segment.allocated.load(Ordering::Acquire).saturating_sub(open.next_slot))
+        self.open.as_ref().map_or(0, |open| {
+            open.segment.allocated.load(Ordering::Acquire).saturating_sub(open.next_slot)
+        })
     }
 
     pub(crate) fn room_for_blocks(&self, slots: u32) -> bool {
@@ -104,24 +107,41 @@ impl Tail {
     }
 
     pub(crate) fn room_for_record(&self, slots: u32) -> bool {
-        let next = self.prepared.front().map_or(0, |segment| segment.allocated.load(Ordering::Acquire).saturating_sub(1));
+        let next = self
+            .prepared
+            .front()
+            .map_or(0, |segment| segment.allocated.load(Ordering::Acquire).saturating_sub(1));
         self.room_in_open() > slots || next > slots
     }
 
     /// End the open batch: its header goes into its slot, its slots to the write-out.
     pub(crate) fn close_batch(&mut self, log: &Log) {
-        let Some((slot, mut header)) = self.batch.take() else { return };
+        let Some((slot, mut header)) = self.batch.take() else {
+            return;
+        };
         let open = self.open.as_mut().expect("a batch lies in the open segment");
         let chunk = open.chunk.clone().expect("a batch lies in a chunk");
         header.durable = log.durable();
         header.slots_count = open.next_slot - slot;
         let mut page = [0; BLOCK_BYTES];
         header.encode_into(&mut page, open.segment.nonce, open.segment.id.slot(slot));
-        // SAFETY: the gate is held (this is the gate's inside), and header slots are published only by the job below.
+        // SAFETY: the gate is held (this is the gate's inside), and header slots are published only
+        // by the job below.
         unsafe { chunk.fill(slot, &page) };
-        log.push_job(Job::Range { segment: open.segment.clone(), chunk, first_slot: slot, end_slot: open.next_slot });
+        log.push_job(Job::Range {
+            segment: open.segment.clone(),
+            chunk,
+            first_slot: slot,
+            end_slot: open.next_slot,
+        });
         let BatchHeader { sequence, durable, slots_count, entries, .. } = header;
-        open.journal.push(JournalBatch { sequence, durable, header_slot: slot, slots_count, entries });
+        open.journal.push(JournalBatch {
+            sequence,
+            durable,
+            header_slot: slot,
+            slots_count,
+            entries,
+        });
     }
 
     /// End the open segment; it is sealed by the write-out.
@@ -169,11 +189,14 @@ impl Tail {
 
     /// Blocks that fit into the open batch, as a new entry.
     fn blocks_room(&self) -> u64 {
-        let (Some((_, header)), Some(open)) = (&self.batch, &self.open) else { return 0 };
+        let (Some((_, header)), Some(open)) = (&self.batch, &self.open) else {
+            return 0;
+        };
         let chunk_end = open.chunk.as_ref().map_or(0, |chunk| chunk.end_slot());
         let end = chunk_end.min(open.segment.allocated.load(Ordering::Acquire));
         let slots = end.saturating_sub(open.next_slot);
-        let checksums = BatchHeader::checksums_room(header.entries.len() + 1, header.checksums.len());
+        let checksums =
+            BatchHeader::checksums_room(header.entries.len() + 1, header.checksums.len());
         u64::from(slots).min(checksums as u64)
     }
 
@@ -193,7 +216,9 @@ impl Tail {
                 self.close_batch(log);
                 self.open_batch(log);
             }
-            let count = usize::try_from(self.blocks_room()).expect("bounded by a chunk").min(crcs.len() - done);
+            let count = usize::try_from(self.blocks_room())
+                .expect("bounded by a chunk")
+                .min(crcs.len() - done);
             let part = &data[done * BLOCK_BYTES..(done + count) * BLOCK_BYTES];
             let block = first + done as u64;
             let locator = self.append(log.seed(), object, block, part, &crcs[done..done + count]);
@@ -203,7 +228,14 @@ impl Tail {
     }
 
     /// Append blocks that fit into the open batch.
-    fn append(&mut self, seed: u64, object: ObjectId, first: u64, data: &[u8], crcs: &[u32]) -> Locator {
+    fn append(
+        &mut self,
+        seed: u64,
+        object: ObjectId,
+        first: u64,
+        data: &[u8],
+        crcs: &[u32],
+    ) -> Locator {
         let (_, header) = self.batch.as_mut().expect("a batch is open");
         let open = self.open.as_mut().expect("a segment is open");
         let slot = open.next_slot;
@@ -218,7 +250,13 @@ impl Tail {
         }
         let count = crcs.len() as u64;
         match header.entries.last_mut() {
-            Some(last) if last.kind == Kind::Write && last.object == object && last.first + last.count == first => last.count += count,
+            Some(last)
+                if last.kind == Kind::Write
+                    && last.object == object
+                    && last.first + last.count == first =>
+            {
+                last.count += count
+            }
             _ => header.entries.push(Entry { kind: Kind::Write, object, first, count }),
         }
         open.next_slot += u32::try_from(crcs.len()).expect("bounded by a chunk");
@@ -226,7 +264,14 @@ impl Tail {
         locator
     }
 
-    pub(crate) fn clear(&mut self, log: &Log, trim: bool, object: ObjectId, first: u64, count: u64) -> Position {
+    pub(crate) fn clear(
+        &mut self,
+        log: &Log,
+        trim: bool,
+        object: ObjectId,
+        first: u64,
+        count: u64,
+    ) -> Position {
         let kind = if trim { Kind::Trim } else { Kind::Zero };
         self.push_entry(log, Entry { kind, object, first, count });
         self.position
@@ -240,7 +285,9 @@ impl Tail {
     }
 
     fn push_entry(&mut self, log: &Log, entry: Entry) {
-        let fits = |header: &BatchHeader| BatchHeader::fits(header.entries.len() + 1, header.checksums.len());
+        let fits = |header: &BatchHeader| {
+            BatchHeader::fits(header.entries.len() + 1, header.checksums.len())
+        };
         if !self.batch.as_ref().is_some_and(|(_, header)| fits(header)) {
             self.close_batch(log);
             self.open_batch(log);
@@ -276,7 +323,12 @@ impl Tail {
     }
 
     /// See to a chunk for a record; result: the bytes that still have to be copied into it.
-    fn chunk_for_record(&mut self, log: &Log, payload: Payload, slots_count: u32) -> Option<Vec<u8>> {
+    fn chunk_for_record(
+        &mut self,
+        log: &Log,
+        payload: Payload,
+        slots_count: u32,
+    ) -> Option<Vec<u8>> {
         let open = self.open.as_mut().expect("a segment is open");
         let (chunk, rest) = match payload {
             Payload::Large(slots) => (ChunkPool::adopt(open.next_slot, slots), None),

@@ -8,6 +8,8 @@ use std::fmt;
 pub const BLOCK_BYTES: usize = 4096;
 /// `BLOCK_BYTES` for arithmetic on offsets.
 pub const BLOCK_BYTES_U64: u64 = 4096;
+/// `BLOCK_BYTES` as formats store it.
+pub(crate) const BLOCK_BYTES_U32: u32 = 4096;
 /// Bits of a locator that say the slot.
 pub const SLOT_BITS: u32 = 16;
 /// Bits of a locator that say the segment's counter within its epoch.
@@ -47,7 +49,10 @@ impl SegmentId {
     /// # Panics
     /// Where a part is out of its bits: ids from disk are checked before.
     pub fn new(epoch: u64, counter: u32) -> Self {
-        assert!(epoch <= EPOCH_MAX && counter < COUNTERS_MAX, "segment id {epoch}.{counter} out of range");
+        assert!(
+            epoch <= EPOCH_MAX && counter < COUNTERS_MAX,
+            "segment id {epoch}.{counter} out of range"
+        );
         SegmentId((epoch << COUNTER_BITS) | u64::from(counter))
     }
 
@@ -84,7 +89,10 @@ impl Locator {
 
     /// The locator `count` slots further on in the same segment.
     pub fn offset(self, count: u64) -> Locator {
-        debug_assert!(u64::from(self.slot()) + count < u64::from(SLOTS_MAX), "offset leaves the segment");
+        debug_assert!(
+            u64::from(self.slot()) + count < u64::from(SLOTS_MAX),
+            "offset leaves the segment"
+        );
         Locator(self.0 + count)
     }
 

@@ -1,4 +1,5 @@
-//! The log against a plain list: whatever is appended, committed, closed or cut off is what replay tells.
+//! The log against a plain list: whatever is appended, committed, closed or cut off is what replay
+//! tells.
 
 use proptest::prelude::*;
 use ramet_log::{BLOCK_BYTES, Locator, Log, ObjectId, PreparedRecord, Replay, crc_blocks};
@@ -13,7 +14,8 @@ struct Scratch(PathBuf);
 impl Scratch {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("ramet-log-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("ramet-log-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).expect("a scratch directory");
         Scratch(path)
@@ -50,9 +52,12 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (1..4u64, 0..1000u64, 1..300usize, any::<u8>()).prop_map(|(object, first, blocks, byte)| Step::Write { object, first, blocks, byte }),
-        2 => (1..4u64, 0..1000u64, 1..100u64).prop_map(|(object, first, count)| Step::Clear { object, first, count }),
-        2 => (1..400_000usize, any::<u8>()).prop_map(|(length, byte)| Step::Record { length, byte }),
+        6 => (1..4u64, 0..1000u64, 1..300usize, any::<u8>())
+            .prop_map(|(object, first, blocks, byte)| Step::Write { object, first, blocks, byte }),
+        2 => (1..4u64, 0..1000u64, 1..100u64)
+            .prop_map(|(object, first, count)| Step::Clear { object, first, count }),
+        2 => (1..400_000usize, any::<u8>())
+            .prop_map(|(length, byte)| Step::Record { length, byte }),
         2 => Just(Step::Commit),
         1 => Just(Step::Close),
         1 => Just(Step::CutOff),
@@ -65,7 +70,12 @@ fn split(said: &[Said]) -> Vec<Said> {
     for entry in said {
         match entry {
             Said::Write(object, first, _, locators) => {
-                out.extend(locators.iter().zip(*first..).map(|(locator, block)| Said::Write(*object, block, 1, vec![*locator])));
+                out.extend(
+                    locators
+                        .iter()
+                        .zip(*first..)
+                        .map(|(locator, block)| Said::Write(*object, block, 1, vec![*locator])),
+                );
             }
             other => out.push(other.clone()),
         }
@@ -73,14 +83,23 @@ fn split(said: &[Said]) -> Vec<Said> {
     out
 }
 
+fn split_all(list: &[(Step, Said)]) -> Vec<Said> {
+    split(&list.iter().map(|(_, said)| said.clone()).collect::<Vec<_>>())
+}
+
 fn open(store: Arc<dyn Store>) -> (Log, Vec<Said>) {
     let mut said = Vec::new();
     let log = Log::open(store, false, &mut |entry| {
         said.push(match entry {
-            Replay::Write { object, first, count, locator } => {
-                Said::Write(object.0, first, count, (0..count).map(|index| locator.offset(index)).collect())
+            Replay::Write { object, first, count, locator } => Said::Write(
+                object.0,
+                first,
+                count,
+                (0..count).map(|index| locator.offset(index)).collect(),
+            ),
+            Replay::Clear { object, first, count, position } => {
+                Said::Clear(object.0, first, count, position.0)
             }
-            Replay::Clear { object, first, count, position } => Said::Clear(object.0, first, count, position.0),
             Replay::Record { payload, position } => Said::Record(payload.to_vec(), position.0),
         });
         Ok(())
@@ -89,7 +108,9 @@ fn open(store: Arc<dyn Store>) -> (Log, Vec<Said>) {
 }
 
 fn blocks(count: usize, byte: u8) -> Vec<u8> {
-    (0..count * BLOCK_BYTES).map(|at| byte ^ (at / BLOCK_BYTES) as u8).collect()
+    (0..count * BLOCK_BYTES)
+        .map(|at| byte ^ u8::try_from(at / BLOCK_BYTES % 256).expect("a byte"))
+        .collect()
 }
 
 fn write(log: &Log, object: u64, first: u64, data: &[u8]) -> Said {
@@ -107,9 +128,12 @@ fn write(log: &Log, object: u64, first: u64, data: &[u8]) -> Said {
 
 fn perform(log: &Log, step: &Step) -> Option<Said> {
     match step {
-        Step::Write { object, first, blocks: count, byte } => Some(write(log, *object, *first, &blocks(*count, *byte))),
+        Step::Write { object, first, blocks: count, byte } => {
+            Some(write(log, *object, *first, &blocks(*count, *byte)))
+        }
         Step::Clear { object, first, count } => {
-            let position = log.enter_write(0).expect("room").clear(true, ObjectId(*object), *first, *count);
+            let position =
+                log.enter_write(0).expect("room").clear(true, ObjectId(*object), *first, *count);
             Some(Said::Clear(*object, *first, *count, position.0))
         }
         Step::Record { length, byte } => {
@@ -128,7 +152,11 @@ fn perform(log: &Log, step: &Step) -> Option<Said> {
 
 fn check_reads(log: &Log, steps: &[(Step, Said)]) {
     for (step, said) in steps {
-        let (Step::Write { blocks: count, byte, .. }, Said::Write(_, first, _, locators)) = (step, said) else { continue };
+        let (Step::Write { blocks: count, byte, .. }, Said::Write(_, first, _, locators)) =
+            (step, said)
+        else {
+            continue;
+        };
         let expected = blocks(*count, *byte);
         for (index, locator) in locators.iter().enumerate() {
             let mut block = vec![0; BLOCK_BYTES];
@@ -165,12 +193,12 @@ proptest! {
             drop(log);
             let (reopened, said) = open(scratch.store());
             log = reopened;
-            let all: Vec<Said> = split(&list.iter().map(|(_, said)| said.clone()).collect::<Vec<_>>());
+            let all: Vec<Said> = split_all(&list);
             let said = split(&said);
             // A prefix that ends at or after the last commit; everything after a close.
             prop_assert!(said.len() <= all.len());
             prop_assert_eq!(&said[..], &all[..said.len()]);
-            let durable_now = split(&list[..durable].iter().map(|(_, said)| said.clone()).collect::<Vec<_>>()).len();
+            let durable_now = split_all(&list[..durable]).len();
             let at_least = if closed { all.len() } else { durable_now };
             prop_assert!(said.len() >= at_least);
             let mut kept = 0;
@@ -178,8 +206,9 @@ proptest! {
                 kept += split(std::slice::from_ref(entry)).len();
                 kept <= said.len()
             });
-            // A write cut in its middle leaves blocks that the list does not want to know any more: begin afresh then.
-            if split(&list.iter().map(|(_, said)| said.clone()).collect::<Vec<_>>()).len() != said.len() {
+            // A write cut in its middle leaves blocks that the list does not want to know any more:
+            // begin afresh then.
+            if split_all(&list).len() != said.len() {
                 return Ok(());
             }
             durable = list.len();

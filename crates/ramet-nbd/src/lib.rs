@@ -9,8 +9,8 @@
 
 mod channel;
 pub mod codec;
-mod error;
 mod errno;
+mod error;
 mod judgement;
 mod negotiation;
 mod registry;

@@ -15,9 +15,7 @@ use crate::codec::{
     ClientFlags, InfoRequest, OPTION_HEADER_BYTES, OptionHeader, clip_text, decode_name, greeting,
     info_block_size, info_export, info_text, option_reply, server_entry,
 };
-use crate::judgement::{
-    BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, PAYLOAD_BYTES_MAX,
-};
+use crate::judgement::{BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, PAYLOAD_BYTES_MAX};
 use crate::registry::{Attachment, Membership, Refusal};
 use ramet_engine::{Exports, Kind};
 

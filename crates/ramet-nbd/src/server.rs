@@ -175,7 +175,9 @@ fn is_transient(error: &io::Error) -> bool {
 /// Start a thread for a connection; without room for it the connection is dropped, which ends it.
 fn start_session(accepted: Accepted, registry: &Arc<Registry>, exports: &Arc<dyn Exports>) {
     let Accepted { transport, hangup } = accepted;
-    let Some(membership) = registry.join(hangup) else { return };
+    let Some(membership) = registry.join(hangup) else {
+        return;
+    };
     let exports = Arc::clone(exports);
     // Detached: the registry counts sessions, and an unjoined thread would keep its stack.
     let _ = Builder::new()

@@ -53,7 +53,7 @@ impl UnixListener {
         }
         refuse_unless_stale(path)?;
         let socket = new_socket(SocketFlags::CLOEXEC).map_err(failed("make a socket for"))?;
-        // Set before the file exists: the kernel gives the file this mode, and a umask only takes away.
+        // Set before the file exists: the kernel gives the file this mode, a umask only takes away.
         rustix::fs::fchmod(&socket, SOCKET_MODE).map_err(failed("set the mode of"))?;
         let private = PrivateName::bind(&socket, path)?;
         rustix::fs::chmod(&private.0, SOCKET_MODE).map_err(failed("set the mode of"))?;

@@ -1,0 +1,12 @@
+//! All tests of the NBD front end, one module for each concern.
+
+#![allow(clippy::unwrap_used, reason = "the lint spares test functions, not their helpers")]
+
+mod clients;
+mod closing;
+mod codec;
+mod common;
+mod judgement;
+mod negotiation;
+mod server;
+mod transmission;

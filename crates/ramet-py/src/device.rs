@@ -39,7 +39,9 @@ impl Device {
         if offset_bytes.checked_add(length as u64).is_some_and(|end| end <= size_bytes) {
             return Ok(());
         }
-        let text = format!("{length} bytes at {offset_bytes} go past the end at {size_bytes}; hint: stay inside");
+        let text = format!(
+            "{length} bytes at {offset_bytes} go past the end at {size_bytes}; hint: stay inside"
+        );
         Err(raise(py, &EngineError::new(Kind::Invalid, "range_past_end", text)))
     }
 }
@@ -56,7 +58,12 @@ impl Device {
         self.device.read_only()
     }
 
-    fn read<'py>(&self, py: Python<'py>, offset_bytes: u64, length_bytes: usize) -> PyResult<Bound<'py, PyBytes>> {
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        offset_bytes: u64,
+        length_bytes: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         // Before the memory is asked for: a length from a mistake may be anything.
         self.check_range(py, offset_bytes, length_bytes)?;
         PyBytes::new_with(py, length_bytes, |buffer| self.read_pieces(py, offset_bytes, buffer))
@@ -72,8 +79,15 @@ impl Device {
 
     #[pyo3(signature = (offset_bytes, data, fua = false))]
     #[allow(clippy::needless_pass_by_value)] // pyo3 hands buffers over by value.
-    fn write(&self, py: Python<'_>, offset_bytes: u64, data: PyBuffer<u8>, fua: bool) -> PyResult<()> {
-        // A copy: another thread may change the buffer while the interpreter's lock is given up, and its checksum with it.
+    fn write(
+        &self,
+        py: Python<'_>,
+        offset_bytes: u64,
+        data: PyBuffer<u8>,
+        fua: bool,
+    ) -> PyResult<()> {
+        // A copy: another thread may change the buffer while the interpreter's lock is given up,
+        // and its checksum with it.
         let bytes = data.to_vec(py)?;
         self.check_range(py, offset_bytes, bytes.len())?;
         let mut at = offset_bytes;

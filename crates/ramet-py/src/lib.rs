@@ -1,7 +1,8 @@
 //! The binding: convert, detach, call, convert. No logic, no callbacks from threads.
 //!
-//! Called by python/ramet/pool.py only; prose for users is there. Invariants: no lock is held while attaching to Python;
-//! every call goes through `call::call`, which handles fork, panics and the interpreter's lock in one place.
+//! Called by python/ramet/pool.py only; prose for users is there. Invariants: no lock is held while
+//! attaching to Python; every call goes through `call::call`, which handles fork, panics and the
+//! interpreter's lock in one place.
 
 mod call;
 mod device;

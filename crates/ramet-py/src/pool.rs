@@ -7,7 +7,7 @@ use crate::server::NbdServer;
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use ramet_engine::Engine;
+use ramet_engine::{Engine, EngineError};
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,12 +52,28 @@ impl Stop {
 fn housekeeping(engine: &std::sync::Weak<Engine>, stop: &Stop) {
     let mut pause = STEP_EVERY;
     while !stop.wait(pause) {
-        let Some(engine) = engine.upgrade() else { return };
+        let Some(engine) = engine.upgrade() else {
+            return;
+        };
         // A failed step has poisoned the pool: every caller is told, and `stats` says why.
         pause = match engine.step(Instant::now()) {
             Ok(true) => STEP_PAUSE,
             Ok(false) | Err(_) => STEP_EVERY,
         };
+    }
+}
+
+impl Pool {
+    /// A call that a closed pool refuses.
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Engine) -> Result<T, EngineError> + Send,
+    ) -> PyResult<T> {
+        call(py, self.owner, || {
+            self.engine.check_open()?;
+            work(&self.engine)
+        })
     }
 }
 
@@ -77,7 +93,9 @@ impl Pool {
         let engine = call(py, owner, || Engine::open(&path, read_only))?;
         let stop = Arc::new(Stop::default());
         let (weak, stopped) = (Arc::downgrade(&engine), stop.clone());
-        std::thread::Builder::new().name("ramet-steps".into()).spawn(move || housekeeping(&weak, &stopped))?;
+        std::thread::Builder::new()
+            .name("ramet-steps".into())
+            .spawn(move || housekeeping(&weak, &stopped))?;
         Ok(Pool { engine: ManuallyDrop::new(engine), path, owner, stop })
     }
 
@@ -104,7 +122,7 @@ impl Pool {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = call(py, self.owner, || self.engine.stats())?;
+        let stats = self.call(py, Engine::stats)?;
         let dict = PyDict::new(py);
         dict.set_item("poisoned", !stats.poisoned.is_empty())?;
         dict.set_item("poisoned_reason", stats.poisoned)?;
@@ -133,60 +151,86 @@ impl Pool {
     }
 
     fn list(&self, py: Python<'_>) -> PyResult<Vec<Object>> {
-        call(py, self.owner, || Ok(self.engine.list())).map(objects)
+        self.call(py, |engine| Ok(engine.list())).map(objects)
     }
 
     fn find(&self, py: Python<'_>, name: &str) -> PyResult<Object> {
-        call(py, self.owner, || self.engine.find(name)).map(Object)
+        self.call(py, |engine| engine.find(name)).map(Object)
     }
 
     fn taken(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<String>> {
-        call(py, self.owner, || Ok(self.engine.taken(&names)))
+        self.call(py, |engine| Ok(engine.taken(&names)))
     }
 
-    fn create_volumes(&self, py: Python<'_>, names: Vec<String>, size_bytes: u64) -> PyResult<Vec<Object>> {
-        call(py, self.owner, || self.engine.create_volumes(&names, size_bytes)).map(objects)
+    fn create_volumes(
+        &self,
+        py: Python<'_>,
+        names: Vec<String>,
+        size_bytes: u64,
+    ) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.create_volumes(&names, size_bytes)).map(objects)
     }
 
-    fn snapshot(&self, py: Python<'_>, volumes: Vec<String>, names: Vec<String>) -> PyResult<Vec<Object>> {
-        call(py, self.owner, || self.engine.snapshot(&volumes, &names)).map(objects)
+    fn snapshot(
+        &self,
+        py: Python<'_>,
+        volumes: Vec<String>,
+        names: Vec<String>,
+    ) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.snapshot(&volumes, &names)).map(objects)
     }
 
     #[pyo3(signature = (source, names, size_bytes = None))]
-    fn clone(&self, py: Python<'_>, source: &str, names: Vec<String>, size_bytes: Option<u64>) -> PyResult<Vec<Object>> {
-        call(py, self.owner, || self.engine.clone_object(source, &names, size_bytes)).map(objects)
+    fn clone(
+        &self,
+        py: Python<'_>,
+        source: &str,
+        names: Vec<String>,
+        size_bytes: Option<u64>,
+    ) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.clone_object(source, &names, size_bytes)).map(objects)
     }
 
     #[pyo3(signature = (volume, snapshot, keep_name = None, take_size = false))]
-    fn revert(&self, py: Python<'_>, volume: &str, snapshot: &str, keep_name: Option<&str>, take_size: bool) -> PyResult<Vec<Object>> {
-        call(py, self.owner, || self.engine.revert(volume, snapshot, keep_name, take_size)).map(objects)
+    fn revert(
+        &self,
+        py: Python<'_>,
+        volume: &str,
+        snapshot: &str,
+        keep_name: Option<&str>,
+        take_size: bool,
+    ) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.revert(volume, snapshot, keep_name, take_size)).map(objects)
     }
 
     fn rename(&self, py: Python<'_>, name: &str, new_name: &str) -> PyResult<Object> {
-        call(py, self.owner, || self.engine.rename(name, new_name)).map(Object)
+        self.call(py, |engine| engine.rename(name, new_name)).map(Object)
     }
 
     fn delete(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<Object>> {
-        call(py, self.owner, || self.engine.delete(&names)).map(objects)
+        self.call(py, |engine| engine.delete(&names)).map(objects)
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
-        call(py, self.owner, || self.engine.flush())
+        self.call(py, |engine| engine.flush())
     }
 
     fn open_device(&self, py: Python<'_>, name: &str) -> PyResult<Device> {
-        let device = call(py, self.owner, || self.engine.device(name))?;
+        let engine = &*self.engine;
+        let device = self.call(py, |_| engine.device(name))?;
         Ok(Device::new(device, self.owner))
     }
 
     fn serve_nbd(&self, py: Python<'_>, socket_path: PathBuf) -> PyResult<NbdServer> {
+        self.call(py, |_| Ok(()))?;
         NbdServer::start(py, self.owner, &self.engine, socket_path)
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // After a fork the engine belongs to the parent: the child must neither write nor seal anything.
+        // After a fork the engine belongs to the parent: the child must neither write nor seal
+        // anything.
         if !self.owner.is_current() {
             return;
         }

@@ -21,9 +21,17 @@ fn failure(error: &NbdError) -> EngineError {
 }
 
 impl NbdServer {
-    pub fn start(py: Python<'_>, owner: Owner, engine: &Arc<Engine>, path: PathBuf) -> PyResult<Self> {
+    pub fn start(
+        py: Python<'_>,
+        owner: Owner,
+        engine: &Arc<Engine>,
+        path: PathBuf,
+    ) -> PyResult<Self> {
         let exports = Arc::new(PoolExports(engine.clone()));
-        let start = || ramet_nbd::NbdServer::start_unix(&path, exports, Limits::default()).map_err(|error| failure(&error));
+        let start = || {
+            ramet_nbd::NbdServer::start_unix(&path, exports, Limits::default())
+                .map_err(|error| failure(&error))
+        };
         let server = call(py, owner, start)?;
         Ok(NbdServer { server, engine: engine.clone(), path, owner })
     }
@@ -55,8 +63,11 @@ impl NbdServer {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         call(py, self.owner, || {
             let closed = self.server.close().map_err(|error| failure(&error));
-            // What was answered is flushed even where a session did not end in time. A pool closed before was flushed by that.
-            self.engine.flush().and(closed)
+            // What was answered is flushed even where a session did not end in time; a pool that
+            // was closed before is flushed.
+            let flushed =
+                if self.engine.check_open().is_ok() { self.engine.flush() } else { Ok(()) };
+            flushed.and(closed)
         })
     }
 }

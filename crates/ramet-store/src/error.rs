@@ -1,4 +1,5 @@
-//! What a store can fail with. Owns no policy: whoever calls decides whether a failure poisons the pool.
+//! What a store can fail with. Owns no policy: whoever calls decides whether a failure poisons the
+//! pool.
 
 use thiserror::Error;
 

@@ -1,6 +1,7 @@
 //! The store on a file system.
 //!
-//! Invariants: every error names the file; "no space" out of a sync is a failed sync, never a full medium.
+//! Invariants: every error names the file; "no space" out of a sync is a failed sync, never a full
+//! medium.
 
 use crate::{File, Lock, LockMode, Result, Store, StoreError};
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
@@ -33,7 +34,9 @@ fn failure(action: &'static str, path: &Path, errno: Errno) -> StoreError {
         Errno::NOENT => StoreError::NotFound { path },
         Errno::EXIST => StoreError::Exists { path },
         Errno::NOSPC | Errno::DQUOT => StoreError::Full { action, path },
-        Errno::ROFS | Errno::ACCESS | Errno::PERM => StoreError::ReadOnly { action, path, reason: std::io::Error::from(errno).to_string() },
+        Errno::ROFS | Errno::ACCESS | Errno::PERM => {
+            StoreError::ReadOnly { action, path, reason: std::io::Error::from(errno).to_string() }
+        }
         other => StoreError::Io { action, path, source: other.into() },
     }
 }
@@ -43,7 +46,9 @@ fn sync_failure(path: &Path, errno: Errno) -> StoreError {
     StoreError::Io { action: "sync", path: path.display().to_string(), source: errno.into() }
 }
 
-fn retried<T>(mut call: impl FnMut() -> std::result::Result<T, Errno>) -> std::result::Result<T, Errno> {
+fn retried<T>(
+    mut call: impl FnMut() -> std::result::Result<T, Errno>,
+) -> std::result::Result<T, Errno> {
     loop {
         match call() {
             Err(Errno::INTR) => {}
@@ -65,13 +70,15 @@ impl FileStore {
     fn open_with(&self, path: &str, flags: OFlags, action: &'static str) -> Result<OpenFile> {
         let full = self.full(path);
         let mode = Mode::RUSR | Mode::WUSR;
-        let fd = retried(|| rustix::fs::open(&full, flags | OFlags::CLOEXEC, mode)).map_err(|errno| failure(action, &full, errno))?;
+        let fd = retried(|| rustix::fs::open(&full, flags | OFlags::CLOEXEC, mode))
+            .map_err(|errno| failure(action, &full, errno))?;
         Ok(OpenFile { path: full.display().to_string(), fd })
     }
 
     fn sync_path(path: &Path) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = retried(|| rustix::fs::open(path, flags, Mode::empty())).map_err(|errno| failure("open", path, errno))?;
+        let fd = retried(|| rustix::fs::open(path, flags, Mode::empty()))
+            .map_err(|errno| failure("open", path, errno))?;
         retried(|| rustix::fs::fsync(&fd)).map_err(|errno| sync_failure(path, errno))
     }
 }
@@ -88,7 +95,9 @@ impl File for OpenFile {
         while done < buffer.len() {
             let rest = &mut buffer[done..];
             match retried(|| rustix::io::pread(&self.fd, &mut *rest, offset_bytes + done as u64)) {
-                Ok(0) => return Err(StoreError::ShortRead { path: self.path.clone(), end_bytes }),
+                Ok(0) => {
+                    return Err(StoreError::ShortRead { path: self.path.clone(), end_bytes });
+                }
                 Ok(count) => done += count,
                 Err(errno) => return Err(self.failure("read", errno)),
             }
@@ -100,7 +109,8 @@ impl File for OpenFile {
         let mut done = 0;
         while done < bytes.len() {
             let rest = &bytes[done..];
-            done += retried(|| rustix::io::pwrite(&self.fd, rest, offset_bytes + done as u64)).map_err(|errno| self.failure("write", errno))?;
+            done += retried(|| rustix::io::pwrite(&self.fd, rest, offset_bytes + done as u64))
+                .map_err(|errno| self.failure("write", errno))?;
         }
         Ok(())
     }
@@ -109,7 +119,9 @@ impl File for OpenFile {
         if length_bytes == 0 {
             return Ok(());
         }
-        let allocated = retried(|| rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), offset_bytes, length_bytes));
+        let allocated = retried(|| {
+            rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), offset_bytes, length_bytes)
+        });
         match allocated {
             Err(Errno::OPNOTSUPP) => self.allocate_by_writing(offset_bytes, length_bytes),
             other => other.map_err(|errno| self.failure("allocate", errno)),
@@ -117,22 +129,30 @@ impl File for OpenFile {
     }
 
     fn sync(&self) -> Result<()> {
-        retried(|| rustix::fs::fdatasync(&self.fd)).map_err(|errno| sync_failure(Path::new(&self.path), errno))
+        retried(|| rustix::fs::fdatasync(&self.fd))
+            .map_err(|errno| sync_failure(Path::new(&self.path), errno))
     }
 
     fn start_writeback(&self, offset_bytes: u64, length_bytes: u64) {
-        let (Ok(offset), Ok(length)) = (i64::try_from(offset_bytes), i64::try_from(length_bytes)) else { return };
+        let (Ok(offset), Ok(length)) = (i64::try_from(offset_bytes), i64::try_from(length_bytes))
+        else {
+            return;
+        };
         // A hint: what it does not do, the next sync will, so its result says nothing.
         // SAFETY: the call takes numbers only, and the descriptor is open as long as `self`.
-        let _ = unsafe { libc::sync_file_range(self.fd.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+        let _ = unsafe {
+            libc::sync_file_range(self.fd.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE)
+        };
     }
 
     fn set_length(&self, length_bytes: u64) -> Result<()> {
-        retried(|| rustix::fs::ftruncate(&self.fd, length_bytes)).map_err(|errno| self.failure("cut", errno))
+        retried(|| rustix::fs::ftruncate(&self.fd, length_bytes))
+            .map_err(|errno| self.failure("cut", errno))
     }
 
     fn length_bytes(&self) -> Result<u64> {
-        let stat = retried(|| rustix::fs::fstat(&self.fd)).map_err(|errno| self.failure("look at", errno))?;
+        let stat = retried(|| rustix::fs::fstat(&self.fd))
+            .map_err(|errno| self.failure("look at", errno))?;
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
 }
@@ -144,7 +164,8 @@ impl OpenFile {
         let end = offset_bytes + length_bytes;
         let mut at = offset_bytes.max(self.length_bytes()?);
         while at < end {
-            let length = usize::try_from((end - at).min(zeros.len() as u64)).expect("bounded by the buffer");
+            let length =
+                usize::try_from((end - at).min(zeros.len() as u64)).expect("bounded by the buffer");
             self.write_at(&zeros[..length], at)?;
             at += length as u64;
         }
@@ -158,7 +179,11 @@ impl Store for FileStore {
     }
 
     fn create(&self, path: &str) -> Result<Arc<dyn File>> {
-        Ok(Arc::new(self.open_with(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, "create")?))
+        Ok(Arc::new(self.open_with(
+            path,
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+            "create",
+        )?))
     }
 
     fn open(&self, path: &str, writable: bool) -> Result<Arc<dyn File>> {
@@ -177,7 +202,9 @@ impl Store for FileStore {
 
     fn list(&self, directory: &str) -> Result<Vec<String>> {
         let full = self.full(directory);
-        let failed = |error: std::io::Error| failure("list", &full, Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let failed = |error: std::io::Error| {
+            failure("list", &full, Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        };
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&full).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -194,7 +221,9 @@ impl Store for FileStore {
         if full.is_dir() {
             return Ok(());
         }
-        let failed = |error: std::io::Error| failure("create", &full, Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let failed = |error: std::io::Error| {
+            failure("create", &full, Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        };
         std::fs::create_dir_all(&full).map_err(failed)
     }
 
@@ -214,7 +243,9 @@ impl Store for FileStore {
 
     fn lock(&self, mode: LockMode) -> Result<Box<dyn Lock>> {
         let (flags, operation) = match mode {
-            LockMode::Exclusive => (OFlags::RDWR | OFlags::CREATE, FlockOperation::NonBlockingLockExclusive),
+            LockMode::Exclusive => {
+                (OFlags::RDWR | OFlags::CREATE, FlockOperation::NonBlockingLockExclusive)
+            }
             LockMode::Shared => (OFlags::RDONLY, FlockOperation::NonBlockingLockShared),
         };
         let opened = self.open_with("lock", flags, "lock")?;
@@ -236,8 +267,12 @@ impl Store for FileStore {
     }
 
     fn space_bytes(&self) -> Result<(u64, u64)> {
-        let stat = retried(|| rustix::fs::statvfs(&self.root)).map_err(|errno| failure("look at", &self.root, errno))?;
-        Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+        let stat = retried(|| rustix::fs::statvfs(&self.root))
+            .map_err(|errno| failure("look at", &self.root, errno))?;
+        Ok((
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+            stat.f_blocks.saturating_mul(stat.f_frsize),
+        ))
     }
 }
 

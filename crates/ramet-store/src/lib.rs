@@ -1,17 +1,17 @@
 //! Files of a pool: create, read, write, allocate, sync, list, rename, remove, lock.
 //!
-//! Owns every call that touches a medium; nothing above this crate opens a file. Calls nothing of Ramet.
-//! Invariant: a `File` never hides a failed write or sync, and a short read is an error, never zeros.
+//! Owns every call that touches a medium; nothing above this crate opens a file. Calls nothing of
+//! Ramet.
+//! Invariant: a `File` never hides a failed write or sync, and a short read is an error, never
+//! zeros.
 //!
 //! Paths are relative to the store's root, with `/` between names (`segments/000000001000.seg`).
 
 mod error;
 mod file;
 
-
 pub use error::StoreError;
 pub use file::FileStore;
-
 
 use std::sync::Arc;
 
@@ -57,7 +57,8 @@ pub trait File: Send + Sync {
     /// Make the file's bytes and length durable (not its name: see `Store::sync_directory`).
     ///
     /// # Errors
-    /// `Io`. After an error nothing may be assumed about what is durable, and it must not be retried.
+    /// `Io`. After an error nothing may be assumed about what is durable, and it must not be
+    /// retried.
     fn sync(&self) -> Result<()>;
 
     /// Ask the medium to begin writing a range, without waiting and without a promise.
@@ -102,7 +103,8 @@ pub trait Store: Send + Sync {
     /// `Io`.
     fn exists(&self, path: &str) -> Result<bool>;
 
-    /// Names (without the directory) of the files in `directory`, sorted. Sub-directories are left out.
+    /// Names (without the directory) of the files in `directory`, sorted. Sub-directories are left
+    /// out.
     ///
     /// # Errors
     /// `NotFound`, `Io`.
@@ -138,7 +140,8 @@ pub trait Store: Send + Sync {
     /// `Locked` where somebody else (of this process, too) holds it in a way that excludes `mode`.
     fn lock(&self, mode: LockMode) -> Result<Box<dyn Lock>>;
 
-    /// Bytes that ordinary writers can still allocate, and bytes in all, of the place the store is in.
+    /// Bytes that ordinary writers can still allocate, and bytes in all, of the place the store is
+    /// in.
     ///
     /// # Errors
     /// `Io`.

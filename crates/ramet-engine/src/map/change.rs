@@ -1,6 +1,7 @@
 //! Changes of a map: nodes that are shared are copied on the way down, others are changed in place.
 //!
-//! Invariant: `newest` and `mapped` are right at every node again when a change returns; what changes nothing copies nothing.
+//! Invariant: `newest` and `mapped` are right at every node again when a change returns; what
+//! changes nothing copies nothing.
 
 use super::node::{Body, Node, slots, span};
 use super::{BLOCKS_MAX, Map};
@@ -34,8 +35,9 @@ struct Take<'a> {
 }
 
 impl Map {
-    /// Map `count` blocks from `first` on to consecutive slots of one segment from `locator` on; `overwritten` is told the runs
-    /// (first block, count, locator) that were there. `position` is the change's, for `newest`.
+    /// Map `count` blocks from `first` on to consecutive slots of one segment from `locator` on;
+    /// `overwritten` is told the runs (first block, count, locator) that were there. `position` is
+    /// the change's, for `newest`.
     ///
     /// # Panics
     /// Past block 2^36, or where the slots leave the segment.
@@ -52,14 +54,18 @@ impl Map {
         }
         let end = end_of(first, count);
         assert!(locator != Locator::NONE, "a write of nothing");
-        assert!(locator.segment() == Locator(locator.0 + count - 1).segment(), "{count} blocks at {locator} leave the segment");
+        assert!(
+            locator.segment() == Locator(locator.0 + count - 1).segment(),
+            "{count} blocks at {locator} leave the segment"
+        );
         let root = self.cover(end, 0);
         let root = root.get_or_insert_with(|| Arc::new(Node::empty(height_for(end))));
         Put { first, end, locator, position, overwritten }.put(root, 0);
     }
 
-    /// Make `count` blocks from `first` on holes: whole subtrees are detached as they are, parts of leaves are told as runs.
-    /// The count may reach beyond every block. Where nothing was mapped nothing changes, `newest` neither.
+    /// Make `count` blocks from `first` on holes: whole subtrees are detached as they are, parts of
+    /// leaves are told as runs. The count may reach beyond every block. Where nothing was mapped
+    /// nothing changes, `newest` neither.
     pub fn remove(&mut self, first: u64, count: u64, position: Position, let_go: &mut impl LetGo) {
         let end = first.saturating_add(count);
         let Some(root) = &mut self.root else { return };
@@ -76,17 +82,23 @@ impl Map {
         }
     }
 
-    /// Forget every block before `end`: what a walk has answered. `newest` stays, since nobody changed anything.
+    /// Forget every block before `end`: what a walk has answered. `newest` stays, since nobody
+    /// changed anything.
     pub fn cut(&mut self, end: u64) {
         self.remove(0, end, Position::ZERO, &mut Forget);
     }
 
-    /// Put a subtree that was detached from another map at `first` where this map has nothing at all.
+    /// Put a subtree that was detached from another map at `first` where this map has nothing at
+    /// all.
     ///
     /// # Panics
     /// Where this map has something there, or a node of that height cannot start at `first`.
     pub fn graft(&mut self, first: u64, node: Arc<Node>) {
-        assert!(first.is_multiple_of(node.span()), "a subtree of height {} at block {first}", node.height);
+        assert!(
+            first.is_multiple_of(node.span()),
+            "a subtree of height {} at block {first}",
+            node.height
+        );
         let end = end_of(first, node.span().min(BLOCKS_MAX - first));
         if self.root.is_none() && first == 0 {
             self.root = Some(node);
@@ -106,7 +118,9 @@ impl Map {
         {
             let mut above = Node::empty(root.height + 1);
             (above.newest, above.mapped) = (root.newest, root.mapped);
-            let Body::Inner(inner) = &mut above.body else { unreachable!("only a leaf has height 0") };
+            let Body::Inner(inner) = &mut above.body else {
+                unreachable!("only a leaf has height 0")
+            };
             inner.insert(0, self.root.take().expect("looked at above"));
             self.root = Some(Arc::new(above));
         }
@@ -125,9 +139,14 @@ impl Put<'_> {
             Body::Leaf(leaf) => {
                 let slots = slots(base, from, to);
                 let overwritten = &mut *self.overwritten;
-                leaf.replace(slots.0, slots.1, Some(self.locator.offset(from - self.first)), &mut |run| {
-                    overwritten(base + run.start() as u64, run.length() as u64, run.locator);
-                })
+                leaf.replace(
+                    slots.0,
+                    slots.1,
+                    Some(self.locator.offset(from - self.first)),
+                    &mut |run| {
+                        overwritten(base + run.start() as u64, run.length() as u64, run.locator);
+                    },
+                )
             }
             Body::Inner(inner) => super::node::Bits(mask)
                 .map(|index| {
@@ -146,7 +165,8 @@ impl Put<'_> {
 }
 
 impl Take<'_> {
-    /// Result: how many blocks were let go of below `node`, which has some in the range, and is not wholly in it unless a leaf.
+    /// Result: how many blocks were let go of below `node`, which has some in the range, and is not
+    /// wholly in it unless a leaf.
     fn take(&mut self, node: &mut Arc<Node>, base: u64) -> u64 {
         let node = Arc::make_mut(node);
         let mask = if node.height > 0 { node.indexes_mask(base, self.first, self.end) } else { 0 };

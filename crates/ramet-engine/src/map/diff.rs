@@ -1,6 +1,8 @@
-//! What differs between two maps. Cost follows what differs: a subtree that both share is one comparison.
+//! What differs between two maps. Cost follows what differs: a subtree that both share is one
+//! comparison.
 //!
-//! Pure. Invariant: every block whose locator differs is told once, in order; a block whose locator is the same never.
+//! Pure. Invariant: every block whose locator differs is told once, in order; a block whose locator
+//! is the same never.
 
 use super::leaf::{Leaf, Run};
 use super::node::{Bits, Body, Node, bitmap_beside, child_beside, same, slots, span};
@@ -8,11 +10,17 @@ use super::{Extent, Map};
 use ramet_log::Locator;
 use std::sync::Arc;
 
-/// Tell `sink` every extent of the `count` blocks from `first` on that differs between `before` and `after`, as it is in `after`,
-/// in order and maximal. Result: nodes visited.
+/// Tell `sink` every extent of the `count` blocks from `first` on that differs between `before` and
+/// `after`, as it is in `after`, in order and maximal. Result: nodes visited.
 ///
 /// A block that was rewritten with the same bytes differs: locators are compared.
-pub fn diff(before: &Map, after: &Map, first: u64, count: u64, sink: &mut impl FnMut(Extent)) -> u64 {
+pub fn diff(
+    before: &Map,
+    after: &Map,
+    first: u64,
+    count: u64,
+    sink: &mut impl FnMut(Extent),
+) -> u64 {
     let (before, after) = (before.root.as_ref(), after.root.as_ref());
     let height = before.iter().chain(&after).map(|root| root.height).max().unwrap_or_default();
     let end = first.saturating_add(count);
@@ -33,7 +41,13 @@ struct Differ<'a> {
 }
 
 impl Differ<'_> {
-    fn compare(&mut self, before: Option<&Arc<Node>>, after: Option<&Arc<Node>>, base: u64, height: u8) {
+    fn compare(
+        &mut self,
+        before: Option<&Arc<Node>>,
+        after: Option<&Arc<Node>>,
+        base: u64,
+        height: u8,
+    ) {
         if same(before, after) {
             return;
         }
@@ -46,7 +60,8 @@ impl Differ<'_> {
         for index in Bits(bitmap_beside(before, height) | bitmap_beside(after, height)) {
             let child_base = base + u64::from(index) * child_span;
             if child_base < self.end && self.first < child_base + child_span {
-                let (before, after) = (child_beside(before, height, index), child_beside(after, height, index));
+                let (before, after) =
+                    (child_beside(before, height, index), child_beside(after, height, index));
                 self.compare(before, after, child_base, height - 1);
             }
         }
@@ -61,7 +76,11 @@ impl Differ<'_> {
             let (is, is_end) = after.state(at);
             let next = was_end.min(is_end);
             if was != is {
-                self.tell(Extent { first: base + at as u64, count: (next - at) as u64, locator: is });
+                self.tell(Extent {
+                    first: base + at as u64,
+                    count: (next - at) as u64,
+                    locator: is,
+                });
             }
             at = next;
         }

@@ -1,19 +1,22 @@
 //! The body of a leaf: which of its blocks are mapped, and where they are.
 //!
-//! Pure. Invariants: runs are sorted, never empty, do not overlap, and no two neighbors could be one; a dense body is used only
-//! where runs would take more bytes, and counts the runs it stands for.
+//! Pure. Invariants: runs are sorted, never empty, do not overlap, and no two neighbors could be
+//! one; a dense body is used only where runs would take more bytes, and counts the runs it stands
+//! for.
 
 use super::BLOCKS_PER_LEAF;
 use ramet_log::Locator;
 
 /// Runs a leaf may have before it turns dense: 16 bytes each, as many bytes as the dense array.
 const RUNS_MAX: usize = 256;
-/// Runs below which a dense leaf turns back: half, so that a leaf at the limit does not flip with every write.
+/// Runs below which a dense leaf turns back: half, so that a leaf at the limit does not flip with
+/// every write.
 const RUNS_BACK: usize = RUNS_MAX / 2;
 /// What one change leaves where it happened: the rest before, the new run, the rest behind.
 const PARTS_MAX: usize = 3;
 
-/// Consecutive blocks in consecutive slots of one segment; `start` counts from the leaf's first block.
+/// Consecutive blocks in consecutive slots of one segment; `start` counts from the leaf's first
+/// block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) locator: Locator,
@@ -94,8 +97,8 @@ impl Leaf {
         Runs { leaf: self, next, from, to }
     }
 
-    /// Give `from..to` consecutive slots starting at `locator`, or nothing. Result: how many blocks were mapped there; `was`
-    /// is told their runs before.
+    /// Give `from..to` consecutive slots starting at `locator`, or nothing. Result: how many blocks
+    /// were mapped there; `was` is told their runs before.
     pub(super) fn replace(
         &mut self,
         from: usize,
@@ -121,10 +124,8 @@ impl Leaf {
     fn fit(&mut self) {
         match self {
             Leaf::Runs(runs) if runs.len() > RUNS_MAX => {
-                let mut dense = Dense {
-                    locators: [Locator::NONE; BLOCKS_PER_LEAF],
-                    runs_count: runs.len(),
-                };
+                let mut dense =
+                    Dense { locators: [Locator::NONE; BLOCKS_PER_LEAF], runs_count: runs.len() };
                 runs.iter().for_each(|run| dense.fill(*run));
                 *self = Leaf::Dense(Box::new(dense));
             }
@@ -190,7 +191,9 @@ impl Dense {
     }
 
     fn is_start(&self, slot: usize) -> bool {
-        let Some(locator) = self.get(slot) else { return false };
+        let Some(locator) = self.get(slot) else {
+            return false;
+        };
         let before = slot.checked_sub(1).and_then(|before| self.get(before));
         !before.is_some_and(|before| continues(before, 1, locator))
     }
@@ -248,7 +251,10 @@ impl Iterator for Runs<'_> {
                 let start = self.next;
                 let locator = (start < self.to).then(|| dense.get(start)).flatten()?;
                 self.next += 1;
-                while self.next < self.to && !dense.is_start(self.next) && dense.get(self.next).is_some() {
+                while self.next < self.to
+                    && !dense.is_start(self.next)
+                    && dense.get(self.next).is_some()
+                {
                     self.next += 1;
                 }
                 Some(Run::new(start, self.next - start, locator))

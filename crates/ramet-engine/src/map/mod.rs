@@ -1,7 +1,9 @@
-//! An object's map: a persistent tree from block index to locator, shared node by node with every map that has not changed it.
+//! An object's map: a persistent tree from block index to locator, shared node by node with every
+//! map that has not changed it.
 //!
-//! Pure: no clock, no input or output, no lock. Called by volumes (look up, write, clear), by lineage (walk) and by diff.
-//! Invariants: a snapshot or clone is one reference counted up; only a write or removal makes nodes; holes are absent.
+//! Pure: no clock, no input or output, no lock. Called by volumes (look up, write, clear), by
+//! lineage (walk) and by diff. Invariants: a snapshot or clone is one reference counted up; only a
+//! write or removal makes nodes; holes are absent.
 
 mod change;
 mod diff;
@@ -55,7 +57,8 @@ impl Map {
         self.root.is_none()
     }
 
-    /// Whether both are one and the same tree: then nothing differs. (Otherwise something may, or not.)
+    /// Whether both are one and the same tree: then nothing differs. (Otherwise something may, or
+    /// not.)
     pub fn is_same(&self, other: &Map) -> bool {
         node::same(self.root.as_ref(), other.root.as_ref())
     }
@@ -107,7 +110,9 @@ fn bytes_beside(node: &Arc<Node>, base: u64, other: &Map) -> u64 {
         node::Body::Leaf(_) => 0,
         node::Body::Inner(inner) => {
             let children = inner.indexes(u64::MAX).zip(inner.children());
-            children.map(|(index, child)| bytes_beside(child, node.child_base(base, index), other)).sum()
+            children
+                .map(|(index, child)| bytes_beside(child, node.child_base(base, index), other))
+                .sum()
         }
     };
     node.own_bytes() + below

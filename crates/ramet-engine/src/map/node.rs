@@ -1,6 +1,8 @@
-//! A node of a map: what it says about everything below it, and its body, a leaf or up to 64 children.
+//! A node of a map: what it says about everything below it, and its body, a leaf or up to 64
+//! children.
 //!
-//! Pure. Invariants: a node maps at least one block; `mapped` and `newest` speak for the whole subtree; a child is one lower.
+//! Pure. Invariants: a node maps at least one block; `mapped` and `newest` speak for the whole
+//! subtree; a child is one lower.
 
 use super::leaf::Leaf;
 use super::{BLOCKS_PER_LEAF, LEAF_BLOCKS};
@@ -15,7 +17,8 @@ const ALLOCATION_BYTES: usize = 16;
 
 /// A piece of a map, shared by every map that has not changed it.
 ///
-/// The place for its address on disk, and for a body that is not loaded, is here, beside `newest` and `mapped`.
+/// The place for its address on disk, and for a body that is not loaded, is here, beside `newest`
+/// and `mapped`.
 #[derive(Clone)]
 pub struct Node {
     pub(super) newest: Position,
@@ -73,7 +76,8 @@ impl Node {
         span(self.height)
     }
 
-    /// Show every run below the node, whose first block is `base`, in order: (first block, count, locator). Runs end where a leaf ends.
+    /// Show every run below the node, whose first block is `base`, in order: (first block, count,
+    /// locator). Runs end where a leaf ends.
     pub fn for_each_run(&self, base: u64, see: &mut dyn FnMut(u64, u64, Locator)) {
         let mut see_all = |first, count, locator| {
             see(first, count, locator);
@@ -134,7 +138,8 @@ impl Node {
         (u64::MAX << low) & (u64::MAX >> (u64::BITS - 1 - high))
     }
 
-    /// The node of `height` at `base` below this one, which stands at `own_base`; `None` where there is none.
+    /// The node of `height` at `base` below this one, which stands at `own_base`; `None` where
+    /// there is none.
     pub(super) fn find(self: &Arc<Self>, base: u64, height: u8) -> Option<&Arc<Node>> {
         let (mut node, mut node_base) = (self, 0);
         if node.height < height || base >= node.span() {
@@ -219,9 +224,14 @@ impl Inner {
     }
 }
 
-/// One tree beside another, seen from a place where the other has a node of `height`: a node of that height, or a lower root, which
-/// then stands where everything begins. Result: what is beside the other's child `index`.
-pub(super) fn child_beside(beside: Option<&Arc<Node>>, height: u8, index: u32) -> Option<&Arc<Node>> {
+/// One tree beside another, seen from a place where the other has a node of `height`: a node of
+/// that height, or a lower root, which then stands where everything begins. Result: what is beside
+/// the other's child `index`.
+pub(super) fn child_beside(
+    beside: Option<&Arc<Node>>,
+    height: u8,
+    index: u32,
+) -> Option<&Arc<Node>> {
     let node = beside?;
     match &node.body {
         Body::Inner(inner) if node.height == height => inner.child(index),
@@ -262,10 +272,12 @@ impl Iterator for Bits {
     }
 }
 
-/// The part of `from..to` that lies in the leaf at `base`, counted from there; empty where there is none.
+/// The part of `from..to` that lies in the leaf at `base`, counted from there; empty where there is
+/// none.
 pub(super) fn slots(base: u64, from: u64, to: u64) -> (usize, usize) {
     let slot = |index: u64| {
-        usize::try_from(index.saturating_sub(base)).map_or(BLOCKS_PER_LEAF, |slot| slot.min(BLOCKS_PER_LEAF))
+        usize::try_from(index.saturating_sub(base))
+            .map_or(BLOCKS_PER_LEAF, |slot| slot.min(BLOCKS_PER_LEAF))
     };
     (slot(from), slot(to))
 }

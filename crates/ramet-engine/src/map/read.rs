@@ -51,13 +51,16 @@ impl Map {
         body.get(usize::try_from(index % LEAF_BLOCKS).expect("below 512"))
     }
 
-    /// Append to `extents` what covers the `count` blocks from `first` on exactly, in order, holes included.
+    /// Append to `extents` what covers the `count` blocks from `first` on exactly, in order, holes
+    /// included.
     pub fn lookup(&self, first: u64, count: u64, extents: &mut Vec<Extent>) {
         let end = first + count;
         let own = extents.len();
         let mut at = first;
         let mut push = |extent: Extent| {
-            if extent.count > 0 && !extents[own..].last_mut().is_some_and(|last| last.merge(&extent)) {
+            if extent.count > 0
+                && !extents[own..].last_mut().is_some_and(|last| last.merge(&extent))
+            {
                 extents.push(extent);
             }
         };

@@ -1,7 +1,8 @@
 //! The walk of a dying map beside its neighbors: what of it does nobody else hold?
 //!
-//! Pure. Invariants: the walk stops at every node a neighbor shares; a block is told only when every neighbor that may share it
-//! was asked at the same index; what lies before the block a walk ends at is answered for good.
+//! Pure. Invariants: the walk stops at every node a neighbor shares; a block is told only when
+//! every neighbor that may share it was asked at the same index; what lies before the block a walk
+//! ends at is answered for good.
 
 use super::Map;
 use super::leaf::{Leaf, Run};
@@ -12,8 +13,9 @@ use std::sync::Arc;
 
 /// The neighbors of a dying map, looked up one after the other and only as far as they are asked.
 pub trait Beside {
-    /// The neighbor of this number, and its `shared_before`: what was born at or after that position it cannot hold.
-    /// `None` behind the last one. Positions never rise from one neighbor to the next.
+    /// The neighbor of this number, and its `shared_before`: what was born at or after that
+    /// position it cannot hold. `None` behind the last one. Positions never rise from one neighbor
+    /// to the next.
     fn neighbor(&mut self, number: usize) -> Option<(&Map, Position)>;
 }
 
@@ -37,9 +39,9 @@ pub struct Walked {
     pub yes: usize,
 }
 
-/// Tell `dead` the runs (first block, count, locator) of `dying` from block `from` on that no neighbor has at the same index.
-/// Ends after about `budget` nodes, and after one leaf at the earliest. The neighbor that said yes last is asked first, number 0 at
-/// the start.
+/// Tell `dead` the runs (first block, count, locator) of `dying` from block `from` on that no
+/// neighbor has at the same index. Ends after about `budget` nodes, and after one leaf at the
+/// earliest. The neighbor that said yes last is asked first, number 0 at the start.
 pub fn walk_unheld(
     dying: &Map,
     from: u64,
@@ -47,7 +49,16 @@ pub fn walk_unheld(
     neighbors: &mut impl Beside,
     dead: &mut impl FnMut(u64, u64, Locator),
 ) -> Walked {
-    let mut walk = Walk { from, budget, visited: 0, answered_leaf: false, yes: 0, changes: 0, neighbors, dead };
+    let mut walk = Walk {
+        from,
+        budget,
+        visited: 0,
+        answered_leaf: false,
+        yes: 0,
+        changes: 0,
+        neighbors,
+        dead,
+    };
     let answered = dying.root.as_ref().and_then(|root| {
         let beside = walk.look_beside(0, root.height);
         walk.walk(root, 0, beside.as_ref()).break_value()
@@ -75,7 +86,12 @@ impl Walk<'_> {
     }
 
     /// Breaks with the block before which all is answered when the budget is spent.
-    fn walk(&mut self, node: &Arc<Node>, base: u64, beside: Option<&Arc<Node>>) -> ControlFlow<u64> {
+    fn walk(
+        &mut self,
+        node: &Arc<Node>,
+        base: u64,
+        beside: Option<&Arc<Node>>,
+    ) -> ControlFlow<u64> {
         if base + node.span() <= self.from || same(Some(node), beside) {
             return ControlFlow::Continue(());
         }
@@ -118,7 +134,9 @@ impl Walk<'_> {
             if left.is_empty() {
                 return;
             }
-            let Some((map, shared_before)) = self.neighbors.neighbor(number) else { break };
+            let Some((map, shared_before)) = self.neighbors.neighbor(number) else {
+                break;
+            };
             if left.iter().all(|run| run.locator.position() >= shared_before) {
                 break;
             }
@@ -134,7 +152,8 @@ impl Walk<'_> {
     }
 }
 
-/// Take out of `left`, runs of `node`, what the leaf `found` holds too. Result: whether there was any.
+/// Take out of `left`, runs of `node`, what the leaf `found` holds too. Result: whether there was
+/// any.
 fn take_held(left: &mut Vec<Run>, node: &Arc<Node>, found: &Arc<Node>) -> bool {
     if Arc::ptr_eq(node, found) {
         left.clear();
@@ -150,7 +169,8 @@ fn subtract(left: &mut Vec<Run>, held: &Arc<Node>) -> bool {
     for run in &*left {
         let mut at = run.start();
         for same in held.runs(run.start(), run.end()) {
-            // Both run on slot by slot, so that what is equal at its first block is equal to its last.
+            // Both run on slot by slot, so that what is equal at its first block is equal to its
+            // last.
             if same.locator.0 == run.locator.0 + (same.start() - run.start()) as u64 {
                 rest.extend(run.clip(at, same.start()));
                 at = same.end();

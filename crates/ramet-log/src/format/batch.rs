@@ -120,7 +120,10 @@ impl BatchHeader {
 
     /// Fill the header's slot.
     pub fn encode_into(&self, page: &mut [u8], nonce: u64, place: Locator) {
-        assert!(Self::fits(self.entries.len(), self.checksums.len()), "batch header overflows its slot");
+        assert!(
+            Self::fits(self.entries.len(), self.checksums.len()),
+            "batch header overflows its slot"
+        );
         page.fill(0);
         let used = ENTRIES_AT + self.entries.len() * ENTRY_BYTES + self.checksums.len() * 4;
         let mut out = Writer::new(page, 0);
@@ -144,7 +147,8 @@ impl BatchHeader {
         page[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// Read and check a header slot; `None` where it is not a whole, valid header of this file and place.
+    /// Read and check a header slot; `None` where it is not a whole, valid header of this file and
+    /// place.
     #[must_use]
     pub fn decode(page: &[u8], nonce: u64, place: Locator) -> Option<Self> {
         let mut from = Reader::new(page, 0);

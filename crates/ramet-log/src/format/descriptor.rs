@@ -2,7 +2,7 @@
 
 use super::{Reader, VERSION, Writer};
 use crate::checksum::page_crc;
-use crate::types::BLOCK_BYTES;
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U32};
 
 const MAGIC: &[u8; 8] = b"RAMETPOL";
 const CHECKSUM_AT: usize = 16;
@@ -45,7 +45,7 @@ impl Descriptor {
         let mut out = Writer::new(&mut page, 0);
         out.put(MAGIC);
         out.u32(VERSION);
-        out.u32(BLOCK_BYTES as u32);
+        out.u32(BLOCK_BYTES_U32);
         out.u32(0);
         out.u32(self.leaf_blocks);
         out.put(&self.pool);
@@ -63,7 +63,8 @@ impl Descriptor {
     /// Read and check the page.
     ///
     /// # Errors
-    /// `Damaged`, or `Unsupported` where a later program wrote it; the version is looked at before the checksum.
+    /// `Damaged`, or `Unsupported` where a later program wrote it; the version is looked at before
+    /// the checksum.
     pub fn decode(page: &[u8]) -> Result<Self, Refused> {
         if page.len() < BLOCK_BYTES || page[..8] != MAGIC[..] {
             return Err(Refused::Damaged("it does not start with a pool's magic".into()));
@@ -71,12 +72,17 @@ impl Descriptor {
         let page = &page[..BLOCK_BYTES];
         let version = Reader::new(page, 8).u32().unwrap_or(u32::MAX);
         if version != VERSION {
-            return Err(Refused::Unsupported(format!("format version {version} is newer than {VERSION}, the newest known here")));
+            return Err(Refused::Unsupported(format!(
+                "format version {version} is newer than {VERSION}, the newest known here"
+            )));
         }
-        let this = Self::fields(page).ok_or_else(|| Refused::Damaged("its checksum does not match".into()))?;
+        let this = Self::fields(page)
+            .ok_or_else(|| Refused::Damaged("its checksum does not match".into()))?;
         let unknown = this.features[2] & !INCOMPATIBLE_KNOWN;
         if unknown != 0 {
-            return Err(Refused::Unsupported(format!("incompatible feature bits {unknown:#x} are not known here")));
+            return Err(Refused::Unsupported(format!(
+                "incompatible feature bits {unknown:#x} are not known here"
+            )));
         }
         Ok(this)
     }

@@ -1,9 +1,10 @@
-//! What sealing adds to a segment: the slot table in columns, the journal, and the trailer in the file's last page.
+//! What sealing adds to a segment: the slot table in columns, the journal, and the trailer in the
+//! file's last page.
 
 use super::batch::Entry;
 use super::{Reader, VERSION, Writer};
 use crate::checksum::page_crc;
-use crate::types::{BLOCK_BYTES, ObjectId, SegmentId, Sequence};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U32, ObjectId, SegmentId, Sequence};
 
 const TRAILER_MAGIC: &[u8; 8] = b"RAMETFTR";
 const PAGE_MAGIC: u32 = u32::from_le_bytes(*b"RPAG");
@@ -11,12 +12,13 @@ const JOURNAL_MAGIC: u32 = u32::from_le_bytes(*b"RJRN");
 const CHECKSUM_AT: usize = 12;
 const TRAILER_CHECKSUM_AT: usize = 16;
 const PAGE_HEADER_BYTES: usize = 32;
+const PAGE_HEADER_BYTES_U32: u32 = 32;
 const BATCH_BYTES: usize = 32;
 const ENTRY_BYTES: usize = 32;
 /// Checksums in a page of the checksum column.
-pub const CHECKSUMS_PER_PAGE: u32 = ((BLOCK_BYTES - PAGE_HEADER_BYTES) / 4) as u32;
+pub const CHECKSUMS_PER_PAGE: u32 = (BLOCK_BYTES_U32 - PAGE_HEADER_BYTES_U32) / 4;
 /// Owners in a page of the owner column.
-pub const OWNERS_PER_PAGE: u32 = ((BLOCK_BYTES - PAGE_HEADER_BYTES) / 16) as u32;
+pub const OWNERS_PER_PAGE: u32 = (BLOCK_BYTES_U32 - PAGE_HEADER_BYTES_U32) / 16;
 
 /// Which column a page belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +79,13 @@ pub struct Owner {
 
 /// Encode the whole footer of a segment: what follows its last slot, up to and with the trailer.
 #[must_use]
-pub fn encode(nonce: u64, segment: SegmentId, checksums: &[u32], journal: &[JournalBatch], durable: Sequence) -> Vec<u8> {
+pub fn encode(
+    nonce: u64,
+    segment: SegmentId,
+    checksums: &[u32],
+    journal: &[JournalBatch],
+    durable: Sequence,
+) -> Vec<u8> {
     let slots_count = u32::try_from(checksums.len()).expect("slots are counted in u32");
     let mut out = Vec::new();
     let start = u64::from(slots_count) * BLOCK_BYTES as u64;
@@ -87,7 +95,10 @@ pub fn encode(nonce: u64, segment: SegmentId, checksums: &[u32], journal: &[Jour
     }
     let owners_at = start + out.len() as u64;
     for (index, part) in owners(journal, slots_count).chunks(OWNERS_PER_PAGE as usize).enumerate() {
-        let body = part.iter().flat_map(|owner| [owner.object.0, owner.block_index]).flat_map(u64::to_le_bytes);
+        let body = part
+            .iter()
+            .flat_map(|owner| [owner.object.0, owner.block_index])
+            .flat_map(u64::to_le_bytes);
         push_page(&mut out, nonce, segment, Column::Owners, index, body);
     }
     let journal_at = start + out.len() as u64;
@@ -130,7 +141,14 @@ pub fn owners(journal: &[JournalBatch], slots_count: u32) -> Vec<Owner> {
     owners
 }
 
-fn push_page(out: &mut Vec<u8>, nonce: u64, segment: SegmentId, column: Column, index: usize, body: impl Iterator<Item = u8>) {
+fn push_page(
+    out: &mut Vec<u8>,
+    nonce: u64,
+    segment: SegmentId,
+    column: Column,
+    index: usize,
+    body: impl Iterator<Item = u8>,
+) {
     let at = out.len();
     out.extend(PAGE_MAGIC.to_le_bytes());
     out.extend(VERSION.to_le_bytes());
@@ -146,20 +164,28 @@ fn push_page(out: &mut Vec<u8>, nonce: u64, segment: SegmentId, column: Column, 
 
 /// The body of a page of `column`, if the page is whole and the one asked for.
 #[must_use]
-pub fn decode_page(page: &[u8], nonce: u64, segment: SegmentId, column: Column, index: u64) -> Option<&[u8]> {
+pub fn decode_page(
+    page: &[u8],
+    nonce: u64,
+    segment: SegmentId,
+    column: Column,
+    index: u64,
+) -> Option<&[u8]> {
     let mut from = Reader::new(page, 0);
     if page.len() != BLOCK_BYTES || from.u32()? != PAGE_MAGIC || from.u32()? != VERSION {
         return None;
     }
     let (kind, stored) = (from.u32()?, from.u32()?);
     let identity = (kind, from.u64()?, from.u64()?);
-    let valid = identity == (column as u32, segment.0, index) && stored == page_crc(page, CHECKSUM_AT, nonce, index);
+    let valid = identity == (column as u32, segment.0, index)
+        && stored == page_crc(page, CHECKSUM_AT, nonce, index);
     valid.then(|| &page[PAGE_HEADER_BYTES..])
 }
 
 fn encode_journal(nonce: u64, segment: SegmentId, journal: &[JournalBatch]) -> Vec<u8> {
     let entries: usize = journal.iter().map(|batch| batch.entries.len()).sum();
-    let mut bytes = vec![0; PAGE_HEADER_BYTES + journal.len() * BATCH_BYTES + entries * ENTRY_BYTES];
+    let mut bytes =
+        vec![0; PAGE_HEADER_BYTES + journal.len() * BATCH_BYTES + entries * ENTRY_BYTES];
     let mut out = Writer::new(&mut bytes, 0);
     out.u32(JOURNAL_MAGIC);
     out.u32(VERSION);
@@ -216,7 +242,7 @@ impl Trailer {
         let mut out = Writer::new(&mut page, 0);
         out.put(TRAILER_MAGIC);
         out.u32(VERSION);
-        out.u32(BLOCK_BYTES as u32);
+        out.u32(BLOCK_BYTES_U32);
         out.u32(0);
         out.u32(self.slots_count);
         out.u64(self.segment.0);
@@ -239,14 +265,17 @@ impl Trailer {
             return None;
         }
         let mut from = Reader::new(page, 8);
-        if from.u32()? != VERSION || from.u32()? != BLOCK_BYTES as u32 {
+        if from.u32()? != VERSION || from.u32()? != BLOCK_BYTES_U32 {
             return None;
         }
         let (stored, slots_count) = (from.u32()?, from.u32()?);
-        if stored != page_crc(page, TRAILER_CHECKSUM_AT, nonce, segment.0) || from.u64()? != segment.0 {
+        if stored != page_crc(page, TRAILER_CHECKSUM_AT, nonce, segment.0)
+            || from.u64()? != segment.0
+        {
             return None;
         }
-        let (first, last, durable) = (Sequence(from.u64()?), Sequence(from.u64()?), Sequence(from.u64()?));
+        let (first, last, durable) =
+            (Sequence(from.u64()?), Sequence(from.u64()?), Sequence(from.u64()?));
         Some(Trailer {
             segment,
             slots_count,
@@ -270,16 +299,24 @@ mod tests {
     fn footer_reads_back() {
         let segment = SegmentId::new(1, 3);
         let entry = Entry { kind: Kind::Write, object: ObjectId(9), first: 100, count: 3 };
-        let batch = JournalBatch { sequence: Sequence(4), durable: Sequence(1), header_slot: 1, slots_count: 4, entries: vec![entry] };
+        let batch = JournalBatch {
+            sequence: Sequence(4),
+            durable: Sequence(1),
+            header_slot: 1,
+            slots_count: 4,
+            entries: vec![entry],
+        };
         let checksums: Vec<u32> = (0..3000).collect();
         let bytes = encode(5, segment, &checksums, std::slice::from_ref(&batch), Sequence(4));
-        let trailer = Trailer::decode(&bytes[bytes.len() - BLOCK_BYTES..], 5, segment).expect("sealed");
+        let trailer =
+            Trailer::decode(&bytes[bytes.len() - BLOCK_BYTES..], 5, segment).expect("sealed");
         let at = |offset: u64| usize::try_from(offset - trailer.checksums_at).expect("small");
         let page = &bytes[at(trailer.checksums_at) + BLOCK_BYTES..][..BLOCK_BYTES];
         let body = decode_page(page, 5, segment, Column::Checksums, 1).expect("page 1");
         assert_eq!(body[..4], CHECKSUMS_PER_PAGE.to_le_bytes());
         assert!(decode_page(page, 5, segment, Column::Checksums, 0).is_none());
-        let journal = &bytes[at(trailer.journal_at)..][..usize::try_from(trailer.journal_bytes).expect("small")];
+        let journal = &bytes[at(trailer.journal_at)..]
+            [..usize::try_from(trailer.journal_bytes).expect("small")];
         assert_eq!(decode_journal(journal, 5, segment), Some(vec![batch.clone()]));
         assert_eq!(owners(&[batch], 6)[4], Owner { object: ObjectId(9), block_index: 102 });
     }

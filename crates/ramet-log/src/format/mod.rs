@@ -1,7 +1,7 @@
 //! What the log writes, byte by byte: the code of docs/internals/format.md.
 //!
-//! Pure: encodes to and decodes from byte slices. Invariant: decoding never panics, whatever the bytes, and
-//! accepts nothing whose checksum, magic or bounds are wrong.
+//! Pure: encodes to and decodes from byte slices. Invariant: decoding never panics, whatever the
+//! bytes, and accepts nothing whose checksum, magic or bounds are wrong.
 
 pub mod batch;
 pub mod descriptor;
@@ -9,7 +9,8 @@ pub mod footer;
 pub mod segment;
 pub mod superblock;
 
-/// Version of every structure here. Version 0 is refused by later releases once version 1 is declared.
+/// Version of every structure here. Version 0 is refused by later releases once version 1 is
+/// declared.
 pub const VERSION: u32 = 0;
 
 /// A cursor over bytes from a medium.

@@ -2,7 +2,9 @@
 
 use super::{Reader, VERSION, Writer};
 use crate::checksum::page_crc;
-use crate::types::{BLOCK_BYTES, EPOCH_MAX, Position, SLOTS_MAX, SegmentId, Sequence};
+use crate::types::{
+    BLOCK_BYTES, BLOCK_BYTES_U32, EPOCH_MAX, Position, SLOTS_MAX, SegmentId, Sequence,
+};
 
 const MAGIC: &[u8; 8] = b"RAMETSEG";
 const CHECKSUM_AT: usize = 16;
@@ -49,7 +51,7 @@ impl SegmentHeader {
         let mut out = Writer::new(&mut page, 0);
         out.put(MAGIC);
         out.u32(VERSION);
-        out.u32(BLOCK_BYTES as u32);
+        out.u32(BLOCK_BYTES_U32);
         out.u32(0);
         out.u32(if self.opens.is_some() { FLAG_OPENS } else { 0 });
         out.u64(self.seed);
@@ -85,7 +87,7 @@ impl SegmentHeader {
 
     fn fields(page: &[u8]) -> Option<Self> {
         let mut from = Reader::new(page, 8);
-        if from.u32()? != VERSION || from.u32()? != BLOCK_BYTES as u32 {
+        if from.u32()? != VERSION || from.u32()? != BLOCK_BYTES_U32 {
             return None;
         }
         let stored = from.u32()?;
@@ -106,7 +108,17 @@ impl SegmentHeader {
             return None;
         }
         let opens = (flags & FLAG_OPENS != 0).then_some(end);
-        Some(SegmentHeader { seed, log, incarnation, nonce, file, segment, slots_count: slots, previous, opens })
+        Some(SegmentHeader {
+            seed,
+            log,
+            incarnation,
+            nonce,
+            file,
+            segment,
+            slots_count: slots,
+            previous,
+            opens,
+        })
     }
 }
 

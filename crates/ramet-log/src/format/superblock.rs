@@ -3,7 +3,7 @@
 use super::segment::LogEnd;
 use super::{Reader, VERSION, Writer};
 use crate::checksum::page_crc;
-use crate::types::{BLOCK_BYTES, Position, Sequence};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U32, Position, Sequence};
 
 const MAGIC: &[u8; 8] = b"RAMETSUP";
 const CHECKSUM_AT: usize = 16;
@@ -78,7 +78,7 @@ impl Commit {
         let mut out = Writer::new(&mut page, 0);
         out.put(MAGIC);
         out.u32(VERSION);
-        out.u32(BLOCK_BYTES as u32);
+        out.u32(BLOCK_BYTES_U32);
         out.u32(0);
         out.u32(u32::try_from(self.roots.len()).expect("checked above"));
         out.u64(self.number);
@@ -118,7 +118,7 @@ impl Commit {
             return None;
         }
         let mut from = Reader::new(page, 8);
-        if from.u32()? != VERSION || from.u32()? != BLOCK_BYTES as u32 {
+        if from.u32()? != VERSION || from.u32()? != BLOCK_BYTES_U32 {
             return None;
         }
         let (stored, roots_count) = (from.u32()?, usize::try_from(from.u32()?).ok()?);
@@ -169,8 +169,21 @@ mod tests {
 
     #[test]
     fn commit_reads_back_and_every_flipped_bit_is_noticed() {
-        let node = NodeReference { address: 1, second_address: 2, stored_bytes: 3, checksum: 4, newest: Position(5), mapped: 6 };
-        let commit = Commit { number: 9, epoch: 3, limit_bytes: 7, roots: vec![Root { kind: 2, node }], ..Commit::default() };
+        let node = NodeReference {
+            address: 1,
+            second_address: 2,
+            stored_bytes: 3,
+            checksum: 4,
+            newest: Position(5),
+            mapped: 6,
+        };
+        let commit = Commit {
+            number: 9,
+            epoch: 3,
+            limit_bytes: 7,
+            roots: vec![Root { kind: 2, node }],
+            ..Commit::default()
+        };
         let mut page = commit.encode(11);
         assert_eq!(Commit::decode(&page, 11), Some(commit));
         for bit in 0..BLOCK_BYTES * 8 {

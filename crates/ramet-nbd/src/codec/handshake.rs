@@ -134,7 +134,9 @@ impl InfoRequest {
         let (name, rest) = rest.split_at_checked(name_length).ok_or(short)?;
         let (wanted_count, rest) = rest.split_first_chunk::<2>().ok_or(short)?;
         if rest.len() != usize::from(u16::from_be_bytes(*wanted_count)) * 2 {
-            return Err(CodecError::OptionData { what: "the count of information is not its length" });
+            return Err(CodecError::OptionData {
+                what: "the count of information is not its length",
+            });
         }
         let mut wanted = WantedInfos::default();
         for pair in rest.chunks_exact(2) {
@@ -203,7 +205,8 @@ pub fn server_entry(name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Data of `REP_INFO` for `INFO_EXPORT`; without its first two bytes also what `OPT_EXPORT_NAME` answers.
+/// Data of `REP_INFO` for `INFO_EXPORT`; after its first two bytes it is what
+/// `OPT_EXPORT_NAME` answers.
 #[must_use]
 pub fn info_export(size_bytes: u64, transmission_flags: u16) -> [u8; 12] {
     let mut bytes = [0; 12];

@@ -8,7 +8,8 @@ pub mod values;
 
 pub use handshake::{
     ClientFlags, GREETING_BYTES, InfoRequest, OPTION_HEADER_BYTES, OptionHeader, WantedInfos,
-    clip_text, decode_name, greeting, info_block_size, info_export, info_text, option_reply, server_entry,
+    clip_text, decode_name, greeting, info_block_size, info_export, info_text, option_reply,
+    server_entry,
 };
 pub use messages::{REQUEST_BYTES, Request, SIMPLE_REPLY_BYTES, SimpleReply};
 

@@ -1,0 +1,150 @@
+//! The socket file, the connection limit, and what silent clients cost.
+
+use crate::common::memory::{MemoryDevice, MemoryExports};
+use crate::common::raw::{Client, WRITE};
+use crate::common::{Directory, Served, VOLUME};
+use ramet_engine::Kind;
+use ramet_nbd::{Limits, NbdError, NbdServer};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
+use std::sync::Arc;
+
+fn start(path: &Path) -> Result<NbdServer, NbdError> {
+    let exports = Arc::new(MemoryExports::default());
+    exports.add("volume", VOLUME, MemoryDevice::new(4096));
+    NbdServer::start_unix(path, exports, Limits::default())
+}
+
+#[test]
+fn the_socket_is_for_its_owner_only_and_nothing_else_is_left_in_the_directory() {
+    let served = Served::new();
+    let mode = std::fs::metadata(&served.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    let names: Vec<_> = std::fs::read_dir(&served.directory.0)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["nbd.sock"]);
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let directory = Directory::new();
+    let path = directory.path("nbd.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let server = start(&path).unwrap();
+    let mut client = Client::connect(&path);
+    client.greet(3);
+    client.go("volume");
+    assert_eq!(server.connections_count(), 1);
+}
+
+#[test]
+fn a_socket_that_somebody_answers_on_is_left_alone() {
+    let directory = Directory::new();
+    let path = directory.path("nbd.sock");
+    let first = start(&path).unwrap();
+    let second = start(&path).err().unwrap();
+    assert!(matches!(second, NbdError::InUse { .. }), "{second}");
+    assert_eq!((second.kind(), second.code()), (Kind::Busy, "nbd_socket_in_use"));
+    let mut client = Client::connect(&path);
+    client.greet(3);
+    client.go("volume");
+    drop(first);
+    start(&path).unwrap();
+}
+
+#[test]
+fn a_socket_of_another_type_is_left_alone() {
+    let directory = Directory::new();
+    let path = directory.path("nbd.sock");
+    let _datagrams = UnixDatagram::bind(&path).unwrap();
+    assert!(matches!(start(&path), Err(NbdError::InUse { .. })));
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_left_alone() {
+    let directory = Directory::new();
+    let path = directory.path("nbd.sock");
+    std::fs::write(&path, b"precious").unwrap();
+    let refused = start(&path).err().unwrap();
+    assert!(matches!(refused, NbdError::NotASocket { .. }), "{refused}");
+    let link = directory.path("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(matches!(start(&link), Err(NbdError::NotASocket { .. })));
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn a_path_that_no_client_can_use_is_refused_and_the_longest_works() {
+    let directory = Directory::new();
+    let room = 107 - directory.0.as_os_str().len() - 1;
+    let server = start(&directory.path(&"s".repeat(room))).unwrap();
+    drop(server);
+    let shorter = directory.path("a");
+    std::fs::create_dir(&shorter).unwrap();
+    let deep = shorter.join("d".repeat(room - 5));
+    std::fs::create_dir(&deep).unwrap();
+    let path = deep.join("s");
+    let server = start(&path).unwrap();
+    Client::connect(&path).greet(3);
+    drop(server);
+    let refused = start(&directory.path(&"s".repeat(room + 1))).err().unwrap();
+    assert!(matches!(refused, NbdError::PathTooLong { length_bytes: 108, .. }), "{refused}");
+}
+
+#[test]
+fn a_directory_that_is_missing_is_an_error_with_the_path() {
+    let directory = Directory::new();
+    let refused = start(&directory.path("missing").join("nbd.sock")).err().unwrap();
+    assert!(matches!(refused, NbdError::Io { .. }), "{refused}");
+    assert!(refused.to_string().contains("missing/nbd.sock"), "{refused}");
+}
+
+#[test]
+fn a_socket_file_that_was_replaced_by_another_server_is_not_removed() {
+    let directory = Directory::new();
+    let path = directory.path("nbd.sock");
+    let first = start(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let _second = start(&path).unwrap();
+    drop(first);
+    let mut client = Client::connect(&path);
+    client.greet(3);
+    client.go("volume");
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_and_room_is_made_by_leaving() {
+    let served = Served::with_limits(Limits { connections_max: 2, ..Limits::default() });
+    let first = served.attach("volume");
+    let mut second = served.attach("volume");
+    let mut third = served.connect();
+    third.expect_end();
+    assert_eq!(served.server.connections_count(), 2);
+    drop(first);
+    // The second's answers go on while the first one's place becomes free.
+    while served.server.connections_count() > 1 {
+        assert_eq!(second.read(0, 1), [0]);
+    }
+    served.attach("volume");
+}
+
+/// Announcing a payload is free for the client, so it must be for the server.
+#[test]
+fn clients_that_announce_much_and_send_nothing_do_not_hold_others_up() {
+    let served = Served::new();
+    let silent: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = served.attach("volume");
+            client.send_request(0, WRITE, 1, (0, 32 << 20));
+            client
+        })
+        .collect();
+    let mut client = served.attach("volume");
+    assert_eq!(client.write(0, 0, b"x"), 0);
+    assert_eq!(served.server.connections_count(), 101);
+    drop(silent);
+}
