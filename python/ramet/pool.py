@@ -9,7 +9,7 @@ asked for it is through; reads and writes never wait here.
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +33,6 @@ from ramet.volume import BlockDevice, Handle, ObjectLike, Snapshot, SnapshotLike
 __all__ = ["NbdServer", "Pool", "Snapshot", "Volume", "create", "open"]
 
 DESCRIPTOR_NAME = "pool"  # The file that makes a directory a pool.
-LOOK_UPS_MAX = 64  # Objects that are looked up one by one; from there on one listing is cheaper.
 
 
 def create(path: str | os.PathLike[str], *, segment_size: str | int | None = None) -> None:
@@ -262,7 +261,7 @@ class Pool:
         Example: pool.records(["db", "db@1"])
         """
         with self._command():
-            return [_describe(item) for item in self._find_all(list(targets))]
+            return [_describe(item) for item in self._find_all(targets)]
 
     def open_device(self, target: ObjectLike) -> BlockDevice:
         """Open one object for I/O in this process; it does not count as attached.
@@ -492,14 +491,9 @@ class Pool:
         self._check_usable()
         return self._core.find(_key(target))
 
-    def _find_all(self, targets: Sequence[ObjectLike]) -> list[_core.Object]:
-        if len(targets) < LOOK_UPS_MAX:
-            return [self._find(target) for target in targets]
-        by_key: dict[str, _core.Object] = {}
-        for item in self._list():
-            by_key[item.uuid] = by_key[item.name] = item
-        # What is not in the listing is looked up alone, for a UUID in capitals and for the error.
-        return [by_key.get(key := _key(target)) or self._find(key) for target in targets]
+    def _find_all(self, targets: Iterable[ObjectLike]) -> list[_core.Object]:
+        # One by one: the cost follows what was asked for, not what else is in the pool.
+        return [self._core.find(_key(target)) for target in targets]
 
     def _volume_of(self, item: _core.Object) -> Volume:
         if item.kind != "volume":
@@ -543,14 +537,14 @@ def _now_text() -> str:
 
 def _describe(item: _core.Object) -> ObjectRecord:
     return ObjectRecord(
-        uuid=item.uuid,
-        name=item.name,
-        kind=item.kind,
-        size_bytes=item.size_bytes,
-        mapped_bytes=item.mapped_bytes,
-        created_ns=item.created_ns,
-        parent=item.parent,
-        source=item.source,
-        batch=item.batch,
-        attached_count=item.attached_count,
+        item.uuid,
+        item.name,
+        item.kind,
+        item.size_bytes,
+        item.mapped_bytes,
+        item.created_ns,
+        item.parent,
+        item.source,
+        item.batch,
+        item.attached_count,
     )
