@@ -26,6 +26,7 @@ LAYERS = (
     "replication",
     "policies",
     "audit",
+    "verbs",
     "pool",
     "volume",
     "device",

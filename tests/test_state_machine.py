@@ -239,5 +239,5 @@ def test_any_sequence_of_verbs_leaves_what_the_model_says() -> None:
     quick = current.derandomize
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         PoolMachine,
-        settings=settings(current, max_examples=60, stateful_step_count=60) if quick else current,
+        settings=settings(current, max_examples=200, stateful_step_count=60) if quick else current,
     )

@@ -200,6 +200,7 @@ impl Prepared {
                 }));
             }
         }
+        space.settled();
     }
 
     fn settle_snapshots(&self, space: &Space, position: Position) {

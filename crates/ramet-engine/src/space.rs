@@ -50,6 +50,7 @@ struct State {
     dead: Dead,
     /// What waits for a command under way, in order.
     waiting: Vec<Pending>,
+    commands_under_way: u32,
 }
 
 /// Dead slots of each segment.
@@ -117,12 +118,26 @@ impl map::LetGo for LetGo<'_> {
 
 impl Space {
     /// Name places before the gate, so that what is shed under them meanwhile waits.
+    ///
+    /// From here to `settled` (or `unreserve`) nothing is answered: heads are ahead of the tree
+    /// then, and a walk would miss holders that are not hung yet.
     pub(crate) fn reserve(&self, ids: impl Iterator<Item = PlaceId>) {
-        self.state.lock().lineage.reserve(ids);
+        let mut state = self.state.lock();
+        state.commands_under_way += 1;
+        state.lineage.reserve(ids);
     }
 
+    /// The command came to nothing.
     pub(crate) fn unreserve(&self, ids: impl Iterator<Item = PlaceId>) {
         self.state.lock().lineage.unreserve(ids);
+        self.settled();
+    }
+
+    /// The tree is where the heads are.
+    pub(crate) fn settled(&self) {
+        let mut state = self.state.lock();
+        assert!(state.commands_under_way > 0, "a command settles once");
+        state.commands_under_way -= 1;
     }
 
     pub(crate) fn born<'a>(&self, births: impl Iterator<Item = Birth<'a>>) {
@@ -191,7 +206,10 @@ impl Space {
 
     /// Answer some of what is dying. Result: whether more waits.
     pub(crate) fn step(&self, budget: u64) -> bool {
-        let State { lineage, heads, dead, .. } = &mut *self.caught_up();
+        let State { lineage, heads, dead, commands_under_way, .. } = &mut *self.caught_up();
+        if *commands_under_way > 0 {
+            return true;
+        }
         let living = |place: PlaceId| heads.get(&place).map(|head| head.map().clone());
         let mut spent = 0;
         while spent < budget {

@@ -1,0 +1,28 @@
+"""`ramet delete`."""
+
+import sys
+from argparse import Namespace
+
+from ramet.cli.output import print_names
+from ramet.cli.session import verbs_of
+from ramet.errors import InvalidError
+
+NAMES_SHOWN_MAX = 10
+
+
+def delete(arguments: Namespace) -> None:
+    """Delete volumes and snapshots; a person at a terminal is asked first."""
+    if sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json:
+        _ask(arguments.names)
+    with verbs_of(arguments) as verbs:
+        deleted = verbs.delete(arguments.names, arguments.force)
+    print_names(deleted, (item.name for item in deleted), arguments.json)
+
+
+def _ask(names: list[str]) -> None:
+    shown = ", ".join(names[:NAMES_SHOWN_MAX])
+    more = len(names) - NAMES_SHOWN_MAX
+    print(f"this deletes {shown}{f' and {more} more' if more > 0 else ''}", file=sys.stderr)
+    print("delete? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise InvalidError("not_confirmed", "nothing was deleted; hint: answer y")

@@ -1,0 +1,85 @@
+"""How results and errors are printed: for people, or as one JSON value.
+
+Imports errors and units. Invariant: with --json stdout is exactly one JSON value, errors included
+nowhere but on stderr.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+from ramet.errors import RametError
+from ramet.records import ObjectRecord
+from ramet.units import format_age, format_size
+
+
+def print_json(value: object) -> None:
+    """Print a value."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def print_error(error: RametError, as_json: bool) -> None:
+    """Print an error on stderr."""
+    print(json.dumps(error.to_json()) if as_json else f"error: {error}", file=sys.stderr)
+
+
+def print_names(items: Iterable[object], names: Iterable[str], as_json: bool) -> None:
+    """Print what a bulk command made: one name a line, or all of it as JSON."""
+    if as_json:
+        print_json([item.to_json() for item in items])  # type: ignore[attr-defined]
+        return
+    text = "\n".join(names)
+    if text:
+        print(text)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns; those whose head ends in `>` are set to the right."""
+    right = [title.endswith(">") for title in head]
+    lines = [[title.rstrip(">") for title in head], *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if on_right else cell.ljust(width)
+            for cell, width, on_right in zip(line, widths, right, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_objects(records: Sequence[ObjectRecord], as_json: bool, now_ns: int) -> None:
+    """Print a listing."""
+    if as_json:
+        print_json([record.to_json() for record in records])
+        return
+    rows = [
+        [
+            record.name,
+            format_size(record.size_bytes),
+            format_size(record.mapped_bytes),
+            format_age(record.created_ns, now_ns),
+            str(record.attached_count or ""),
+        ]
+        for record in records
+    ]
+    print_table(["NAME", "SIZE>", "MAPPED>", "AGE>", "ATTACHED>"], rows)
+
+
+def print_object(record: ObjectRecord, uri: str, now_ns: int, as_json: bool) -> None:
+    """Print one object with the URI to attach it by."""
+    if as_json:
+        print_json({**record.to_json(), "nbd_uri": uri})
+        return
+    lines = {
+        "name": record.name,
+        "kind": record.kind,
+        "uuid": record.uuid,
+        "size": f"{format_size(record.size_bytes)} ({record.size_bytes} bytes)",
+        "mapped": f"{format_size(record.mapped_bytes)} ({record.mapped_bytes} bytes)",
+        "created": f"{record.created} ({format_age(record.created_ns, now_ns)} ago)",
+        "parent": record.parent or "-",
+        "source": record.source or "-",
+        "attached": str(record.attached_count),
+        "nbd": uri,
+    }
+    for title, text in lines.items():
+        print(f"{title + ':':10}{text}")

@@ -1,0 +1,147 @@
+"""`ramet volume import|export`: disk images through qemu-img, over NBD.
+
+Invariants: sparse stays sparse; an import that fails leaves no volume, an export that fails no file.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from ramet.cli.output import print_json
+from ramet.cli.session import verbs_of
+from ramet.config import format_nbd_uri
+from ramet.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ramet.verbs import Verbs
+
+SECTOR_BYTES = 512
+PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
+QUEUE_REQUESTS = "16"
+
+
+def import_image(arguments: Namespace) -> None:
+    """Make a volume from a raw or qcow2 file."""
+    file = Path(arguments.file)
+    if not file.exists():
+        raise NotFoundError("image_not_found", f"no file '{file}'; hint: check its path")
+    size_bytes = inspect(file)["virtual-size"]
+    size_bytes = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+    if size_bytes == 0:
+        raise InvalidError("image_empty", f"'{file}' has no bytes; hint: give a disk image")
+    with verbs_of(arguments) as verbs:
+        # The name is taken first: whatever fails later takes the volume away again.
+        verbs.create_volumes([arguments.name], str(size_bytes), None)
+        try:
+            copy_in(verbs, file, arguments.name)
+        except BaseException:
+            verbs.delete([arguments.name], True)
+            raise
+        made = verbs.find_object(arguments.name)
+    if arguments.json:
+        print_json(made.to_json())
+    else:
+        print(made.name)
+
+
+def copy_in(verbs: Verbs, file: Path, name: str) -> None:
+    """Copy an image's content into a volume that was made for it and reads as zeros."""
+    with verbs.nbd_socket() as socket_path:
+        uri = format_nbd_uri(name, socket_path)
+        convert(
+            ["-n", "--target-is-zero", "-m", QUEUE_REQUESTS, "-W"],
+            ["-f", inspect(file)["format"], str(file)],
+            ["-O", "raw", uri],
+            f"importing {name}",
+        )
+
+
+def export_image(arguments: Namespace) -> None:
+    """Write a volume or snapshot to a file."""
+    file = Path(arguments.file)
+    if file.exists() and not arguments.force:
+        raise ConflictError("file_exists", f"'{file}' exists; hint: another name, or --force")
+    part = file.with_name(f"{file.name}.part")
+    kind = "qcow2" if file.suffix == ".qcow2" else "raw"
+    with verbs_of(arguments) as verbs:
+        found = verbs.find_object(arguments.name)
+        try:
+            with verbs.nbd_socket() as socket_path:
+                uri = format_nbd_uri(found.name, socket_path)
+                convert(
+                    ["-m", QUEUE_REQUESTS, "-W"],
+                    ["-f", "raw", uri],
+                    ["-O", kind, str(part)],
+                    f"exporting {found.name}",
+                )
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+    if arguments.json:
+        print_json({"name": found.name, "file": str(file), "size_bytes": found.size_bytes})
+    else:
+        print(file)
+
+
+def inspect(file: Path) -> dict[str, "int | str"]:
+    """Say what qemu-img says of a file: its format and virtual size, of raw and qcow2 only.
+
+    Example: inspect(Path("debian.qcow2"))["virtual-size"]
+    """
+    told = _run([*_program(), "info", "--output=json", str(file)])
+    about = json.loads(told)
+    if about["format"] not in ("raw", "qcow2"):
+        text = f"'{file}' is a {about['format']} image; hint: convert it to raw or qcow2 first"
+        raise InvalidError("image_format", text)
+    return about
+
+
+def convert(options: list[str], source: list[str], target: list[str], title: str) -> None:
+    """Run `qemu-img convert`, with a progress bar where somebody looks."""
+    command = [*_program(), "convert", "-p", *options, *source, *target]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            _show_progress(process.stdout.fileno(), title)
+        except BaseException:
+            process.kill()
+            raise
+        said = process.stderr.read().decode(errors="replace").strip()
+        if process.wait() != 0:
+            raise UnavailableError("copy_failed", f"{title}: {said}; hint: see the message above")
+
+
+def _show_progress(descriptor: int, title: str) -> None:
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=_console()) as bar:
+        task = bar.add_task(title, total=100.0)
+        while piece := os.read(descriptor, 4096):
+            found = PROGRESS.findall(piece)
+            if found:
+                bar.update(task, completed=float(found[-1]))
+
+
+def _console() -> "Console":  # type: ignore[name-defined]  # noqa: F821
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _run(command: list[str]) -> bytes:
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        raise InvalidError("image_unreadable", f"{said}; hint: give a raw or qcow2 image")
+    return done.stdout
+
+
+def _program() -> list[str]:
+    found = shutil.which("qemu-img")
+    if found is None:
+        raise UnavailableError("qemu_img_missing", "no qemu-img; hint: apt-get install qemu-utils")
+    return [found]

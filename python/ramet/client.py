@@ -1,0 +1,136 @@
+"""The verbs over a service's socket.
+
+Imports errors, records, verbs and the standard library only: it is on the way of every command, so
+it is light to import. Invariant: what a service refuses is raised here as the exception that the pool would raise.
+"""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import quote
+
+from ramet.errors import UnavailableError, from_json
+from ramet.records import ObjectRecord
+from ramet.verbs import Made, Stats
+
+CONNECT_SECONDS_MAX = 5.0
+
+
+class _Connection(HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(CONNECT_SECONDS_MAX)
+        self.sock.connect(str(self._path))
+        # A command may take as long as it takes.
+        self.sock.settimeout(None)
+
+
+class Client:
+    """The verbs of the pool that a service holds; see `Verbs` for what they do."""
+
+    def __init__(self, api_path: Path, nbd_path: Path) -> None:
+        self.api_path = api_path
+        self.nbd_path = nbd_path
+        self._connection = _Connection(api_path)
+
+    @classmethod
+    def find(cls, pool_path: Path) -> "Client | None":
+        """Give a client of the service that holds the pool, or None where none answers.
+
+        Example: Client.find(Path("/srv/pool"))
+        """
+        try:
+            told = json.loads((pool_path / "service.json").read_bytes())
+            client = cls(Path(told["api_socket"]), Path(told["nbd_socket"]))
+            client._connection.connect()
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return client
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def create_volumes(self, names: list[str], size: str, count: int | None) -> list[Made]:
+        """See `Verbs`."""
+        return self._made("/v0/volumes", {"names": names, "size": size, "count": count})
+
+    def snapshot(self, volumes: list[str], all_volumes: bool, name: str | None) -> list[Made]:
+        """See `Verbs`."""
+        body = {"volumes": volumes, "all_volumes": all_volumes, "name": name}
+        return self._made("/v0/snapshots", body)
+
+    def clone(
+        self, source: str, names: list[str], count: int | None, size: str | None
+    ) -> list[Made]:
+        """See `Verbs`."""
+        body = {"source": source, "names": names, "count": count, "size": size}
+        return self._made("/v0/clones", body)
+
+    def revert(
+        self, volume: str, snapshot: str, keep: bool | str, take_size: bool, force: bool
+    ) -> Made | None:
+        """See `Verbs`."""
+        body = {
+            "volume": volume,
+            "snapshot": snapshot,
+            "keep": keep,
+            "take_size": take_size,
+            "force": force,
+        }
+        kept = self._ask("POST", "/v0/reverts", body)
+        return None if kept is None else Made(**kept)
+
+    def rename(self, name: str, new_name: str) -> ObjectRecord:
+        """See `Verbs`."""
+        body = {"name": name, "new_name": new_name}
+        return ObjectRecord.from_json(self._ask("POST", "/v0/renames", body))
+
+    def delete(self, names: list[str], force: bool) -> list[Made]:
+        """See `Verbs`."""
+        return self._made("/v0/deletes", {"names": names, "force": force})
+
+    def objects(self) -> list[ObjectRecord]:
+        """See `Verbs`."""
+        return [ObjectRecord.from_json(item) for item in self._ask("GET", "/v0/objects")]
+
+    def find_object(self, name: str) -> ObjectRecord:
+        """See `Verbs.find`."""
+        return ObjectRecord.from_json(self._ask("GET", f"/v0/object?name={quote(name, safe='')}"))
+
+    def stats(self) -> Stats:
+        """See `Verbs`."""
+        return self._ask("GET", "/v0/stats")
+
+    @contextmanager
+    def nbd_socket(self) -> Iterator[Path]:
+        """See `Verbs`."""
+        yield self.nbd_path
+
+    def _made(self, path: str, body: dict[str, object]) -> list[Made]:
+        return [Made(item["name"], item["uuid"]) for item in self._ask("POST", path, body)]
+
+    def _ask(self, method: str, path: str, body: dict[str, object] | None = None):
+        try:
+            text = None if body is None else json.dumps(body)
+            self._connection.request(method, path, text, {"content-type": "application/json"})
+            response = self._connection.getresponse()
+            value = json.loads(response.read())
+        except (OSError, HTTPException, ValueError) as error:
+            raise UnavailableError(
+                "service_failed",
+                f"the service at '{self.api_path}' did not answer: {error};"
+                " hint: see what it printed, and start it again",
+            ) from error
+        if response.status != 200:
+            raise from_json(value)
+        return value

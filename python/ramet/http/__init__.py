@@ -1,0 +1,150 @@
+"""The verbs over HTTP: parse, call, answer; no logic.
+
+Imports verbs and records; FastAPI is imported here only, because it is slow to import. Called by
+cli/serve. Answers are encoded by msgspec: a list of ten thousand objects costs milliseconds.
+Invariant: an error answers with its kind, code and text, and a status by its kind.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+import ramet
+from ramet.errors import InvalidError, RametError
+from ramet.service import Service
+from ramet.verbs import Verbs
+
+STATUS = {
+    "invalid": 400,
+    "forbidden": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "busy": 423,
+    "unavailable": 503,
+    "full": 507,
+    "corrupt": 500,
+    "internal": 500,
+}
+
+
+Body = TypeVar("Body")
+
+
+class Create(msgspec.Struct, forbid_unknown_fields=True):
+    """Make volumes."""
+
+    names: list[str]
+    size: str
+    count: int | None = None
+
+
+class Snap(msgspec.Struct, forbid_unknown_fields=True):
+    """Take one instant."""
+
+    volumes: list[str] = []
+    all_volumes: bool = False
+    name: str | None = None
+
+
+class Copy(msgspec.Struct, forbid_unknown_fields=True):
+    """Make clones."""
+
+    source: str
+    names: list[str]
+    count: int | None = None
+    size: str | None = None
+
+
+class Revert(msgspec.Struct, forbid_unknown_fields=True):
+    """Give a volume a snapshot's content."""
+
+    volume: str
+    snapshot: str
+    keep: bool | str = True
+    take_size: bool = False
+    force: bool = False
+
+
+class Rename(msgspec.Struct, forbid_unknown_fields=True):
+    """Give another name."""
+
+    name: str
+    new_name: str
+
+
+class Delete(msgspec.Struct, forbid_unknown_fields=True):
+    """End objects."""
+
+    names: list[str]
+    force: bool = False
+
+
+def answer(value: object, status: int = 200) -> Response:
+    """Encode a result."""
+    body = msgspec.json.encode(value)
+    return Response(body, status_code=status, media_type="application/json")
+
+
+def answer_error(error: RametError) -> Response:
+    """Encode an error."""
+    return answer(error.to_json(), STATUS[error.kind])
+
+
+def parse(kind: type[Body], body: bytes) -> Body:
+    """Read a request's body.
+
+    Raises: InvalidError (code bad_request) that says what is wrong with it.
+    Example: parse(Delete, b'{"names": ["db"]}')
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise InvalidError("bad_request", f"{error}; hint: see docs/reference/http.md") from error
+
+
+def build(service: Service) -> FastAPI:
+    """Give the application that serves the verbs of a service.
+
+    Example: build(service)
+    """
+    app = FastAPI(title="Ramet", version=ramet.__version__)
+    verbs: Verbs = service.verbs
+
+    @app.exception_handler(RametError)
+    async def on_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RametError)
+        return answer_error(error)
+
+    def post(path: str, kind: type[Any], call: Callable[[Any], object]) -> None:
+        async def endpoint(request: Request) -> Response:
+            asked = parse(kind, await request.body())
+            return answer(await run_in_threadpool(call, asked))
+
+        endpoint.__doc__ = kind.__doc__
+        app.add_api_route(path, endpoint, methods=["POST"], name=kind.__name__)
+
+    def get(path: str, name: str, call: Callable[[Request], object]) -> None:
+        async def endpoint(request: Request) -> Response:
+            return answer(await run_in_threadpool(call, request))
+
+        handler: Callable[[Request], Awaitable[Response]] = endpoint
+        app.add_api_route(path, handler, methods=["GET"], name=name)
+
+    post("/v0/volumes", Create, lambda it: verbs.create_volumes(it.names, it.size, it.count))
+    post("/v0/snapshots", Snap, lambda it: verbs.snapshot(it.volumes, it.all_volumes, it.name))
+    post("/v0/clones", Copy, lambda it: verbs.clone(it.source, it.names, it.count, it.size))
+    post(
+        "/v0/reverts",
+        Revert,
+        lambda it: verbs.revert(it.volume, it.snapshot, it.keep, it.take_size, it.force),
+    )
+    post("/v0/renames", Rename, lambda it: verbs.rename(it.name, it.new_name).to_json())
+    post("/v0/deletes", Delete, lambda it: verbs.delete(it.names, it.force))
+    get("/v0/objects", "objects", lambda _: [item.to_json() for item in verbs.objects()])
+    get("/v0/object", "object", lambda it: verbs.find_object(it.query_params["name"]).to_json())
+    get("/v0/stats", "stats", lambda _: verbs.stats())
+    get("/v0/service", "service", lambda _: service.describe())
+    return app
