@@ -15,10 +15,13 @@ import pytest
 import ramet
 
 PACKAGE = Path(__file__).parent.parent / "python" / "ramet"
-MODULES = ("config", "names", "pool", "units", "volume")
+MODULES = ("config", "names", "pool", "pool.base", "tags", "units", "volume")
 CLASSES_WITHOUT_EXAMPLES = {"BlockDevice", "Commands", "NumberedNames"}
 """Not for users, or told elsewhere."""
-FUNCTIONS_WITHOUT_EXAMPLES = {"is_uuid", "expand_pattern", "close"}
+FUNCTIONS_WITHOUT_EXAMPLES = {
+    *("is_uuid", "expand_pattern", "close"),
+    *("key_of", "as_list", "now_text", "describe"),
+}
 
 EXAMPLE = re.compile(r"^\s*Example: (.+)$", re.MULTILINE)
 
@@ -26,7 +29,9 @@ EXAMPLE = re.compile(r"^\s*Example: (.+)$", re.MULTILINE)
 def public_functions() -> Iterator[tuple[str, str, str]]:
     """Give module, qualified name and docstring of what users call; no properties."""
     for module in MODULES:
-        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+        path = PACKAGE / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        tree = ast.parse(file.read_text())
         for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
             prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
             if prefix[:-1] in CLASSES_WITHOUT_EXAMPLES:

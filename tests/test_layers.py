@@ -32,6 +32,7 @@ LAYERS = (
     "device",
     "names",
     "records",
+    "tags",
     "units",
     "config",
     "errors",

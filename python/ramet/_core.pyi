@@ -40,6 +40,9 @@ class Object:
     def batch(self) -> str:
         """UUID shared by all objects of one command."""
     @property
+    def attributes(self) -> bytes:
+        """JSON that the layer above owns; empty: none."""
+    @property
     def attached_count(self) -> int: ...
 
 @final
@@ -99,23 +102,37 @@ class Pool:
     def taken(self, names: builtins.list[str]) -> builtins.list[str]:
         """Those of `names` that are in use."""
     def create_volumes(
-        self, names: builtins.list[str], size_bytes: int
+        self, names: builtins.list[str], size_bytes: int, attributes: bytes = ...
     ) -> builtins.list[Object]: ...
     def snapshot(
-        self, volumes: builtins.list[str], names: builtins.list[str]
+        self,
+        volumes: builtins.list[str],
+        names: builtins.list[str],
+        attributes: bytes = ...,
     ) -> builtins.list[Object]:
         """One instant; `names[i]` is the snapshot of `volumes[i]`."""
     def clone(
-        self, source: str, names: builtins.list[str], size_bytes: int | None = None
+        self,
+        source: str,
+        names: builtins.list[str],
+        size_bytes: int | None = None,
+        attributes: bytes = ...,
     ) -> builtins.list[Object]: ...
     def revert(
         self,
-        volume: str,
-        snapshot: str,
-        keep_name: str | None = None,
+        volumes: builtins.list[str],
+        snapshots: builtins.list[str],
+        keep_names: builtins.list[str] | None = None,
         take_size: bool = False,
     ) -> builtins.list[Object]:
-        """Give the volume, and the snapshot of what was discarded where `keep_name` is given."""
+        """Give the snapshots of what was discarded, where `keep_names` is given."""
+    def freeze(self, names: builtins.list[str]) -> builtins.list[Object]: ...
+    def resize(self, name: str, size_bytes: int, may_shrink: bool = False) -> Object: ...
+    def set_attributes(
+        self, names: builtins.list[str], attributes: builtins.list[bytes]
+    ) -> None: ...
+    def diff(self, before: str, after: str) -> builtins.list[tuple[int, int, bool]]:
+        """First byte, length in bytes, whether anything is mapped there in `after`."""
     def rename(self, name: str, new_name: str) -> Object: ...
     def delete(self, names: builtins.list[str]) -> builtins.list[Object]:
         """All in one commit. BusyError where one is attached. Result: the objects as they were."""

@@ -1,19 +1,22 @@
 """The verbs over a service's socket.
 
 Imports errors, records, verbs and the standard library only: it is on the way of every command, so
-it is light to import. Invariant: what a service refuses is raised here as the exception that the pool would raise.
+it is light to import. Invariant: what a service refuses is raised here as the exception that the
+pool would raise.
 """
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from ramet.errors import UnavailableError, from_json
-from ramet.records import ObjectRecord
+from ramet.records import Diff, ObjectRecord
+from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
 
 CONNECT_SECONDS_MAX = 5.0
@@ -60,35 +63,63 @@ class Client:
         """Close the connection."""
         self._connection.close()
 
-    def create_volumes(self, names: list[str], size: str, count: int | None) -> list[Made]:
+    def create_volumes(
+        self, names: list[str], size: str, count: int | None, tags: Tags | None = None
+    ) -> list[Made]:
         """See `Verbs`."""
-        return self._made("/v0/volumes", {"names": names, "size": size, "count": count})
+        body = {"names": names, "size": size, "count": count, "tags": tags}
+        return self._made("/v0/volumes", body)
 
-    def snapshot(self, volumes: list[str], all_volumes: bool, name: str | None) -> list[Made]:
+    def snapshot(
+        self,
+        volumes: list[str] | None,
+        all_volumes: bool,
+        name: str | None,
+        tagged: Selector | None = None,
+        tags: Tags | None = None,
+    ) -> list[Made]:
         """See `Verbs`."""
-        body = {"volumes": volumes, "all_volumes": all_volumes, "name": name}
+        body = {
+            "volumes": volumes or [],
+            "all_volumes": all_volumes,
+            "name": name,
+            "tagged": tagged,
+            "tags": tags,
+        }
         return self._made("/v0/snapshots", body)
 
     def clone(
-        self, source: str, names: list[str], count: int | None, size: str | None
+        self,
+        source: str,
+        names: list[str],
+        count: int | None,
+        size: str | None,
+        tags: Tags | None = None,
     ) -> list[Made]:
         """See `Verbs`."""
-        body = {"source": source, "names": names, "count": count, "size": size}
+        body = {"source": source, "names": names, "count": count, "size": size, "tags": tags}
         return self._made("/v0/clones", body)
 
     def revert(
-        self, volume: str, snapshot: str, keep: bool | str, take_size: bool, force: bool
-    ) -> Made | None:
+        self, pairs: list[tuple[str, str]], keep: bool | str, take_size: bool, force: bool
+    ) -> list[Made]:
         """See `Verbs`."""
-        body = {
-            "volume": volume,
-            "snapshot": snapshot,
-            "keep": keep,
-            "take_size": take_size,
-            "force": force,
-        }
-        kept = self._ask("POST", "/v0/reverts", body)
-        return None if kept is None else Made(**kept)
+        body = {"pairs": pairs, "keep": keep, "take_size": take_size, "force": force}
+        return self._made("/v0/reverts", body)
+
+    def freeze(self, names: list[str], force: bool) -> list[Made]:
+        """See `Verbs`."""
+        return self._made("/v0/freezes", {"names": names, "force": force})
+
+    def resize(self, name: str, size: str, shrink: bool, force: bool) -> ObjectRecord:
+        """See `Verbs`."""
+        body = {"name": name, "size": size, "shrink": shrink, "force": force}
+        return ObjectRecord.from_json(self._ask("POST", "/v0/resizes", body))
+
+    def tag(self, names: list[str], tags: Tags, remove: list[str]) -> list[ObjectRecord]:
+        """See `Verbs`."""
+        body = {"names": names, "tags": tags, "remove": remove}
+        return [ObjectRecord.from_json(item) for item in self._ask("POST", "/v0/tags", body)]
 
     def rename(self, name: str, new_name: str) -> ObjectRecord:
         """See `Verbs`."""
@@ -99,27 +130,33 @@ class Client:
         """See `Verbs`."""
         return self._made("/v0/deletes", {"names": names, "force": force})
 
+    def diff(self, before: str, after: str) -> Diff:
+        """See `Verbs`."""
+        query = f"before={quote(before, safe='')}&after={quote(after, safe='')}"
+        return Diff.from_json(self._ask("GET", f"/v0/diff?{query}"))
+
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""
         return [ObjectRecord.from_json(item) for item in self._ask("GET", "/v0/objects")]
 
     def find_object(self, name: str) -> ObjectRecord:
-        """See `Verbs.find`."""
+        """See `Verbs`."""
         return ObjectRecord.from_json(self._ask("GET", f"/v0/object?name={quote(name, safe='')}"))
 
     def stats(self) -> Stats:
         """See `Verbs`."""
-        return self._ask("GET", "/v0/stats")
+        figures: Stats = self._ask("GET", "/v0/stats")
+        return figures
 
     @contextmanager
     def nbd_socket(self) -> Iterator[Path]:
         """See `Verbs`."""
         yield self.nbd_path
 
-    def _made(self, path: str, body: dict[str, object]) -> list[Made]:
+    def _made(self, path: str, body: Mapping[str, object]) -> list[Made]:
         return [Made(item["name"], item["uuid"]) for item in self._ask("POST", path, body)]
 
-    def _ask(self, method: str, path: str, body: dict[str, object] | None = None):
+    def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         try:
             text = None if body is None else json.dumps(body)
             self._connection.request(method, path, text, {"content-type": "application/json"})

@@ -6,9 +6,12 @@ dataclass, and a command that needs none of them does not pay for the machinery.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ramet.units import format_time
+
+NO_TAGS: Mapping[str, str] = MappingProxyType({})  # One for all objects without.
 
 
 class ObjectRecord(NamedTuple):
@@ -31,13 +34,14 @@ class ObjectRecord(NamedTuple):
     """UUID that all objects of one command share."""
     attached_count: int
     """NBD connections that have it open."""
+    tags: Mapping[str, str] = NO_TAGS
 
     @property
     def created(self) -> str:
         """The moment of creation: ISO 8601, UTC, milliseconds."""
         return format_time(self.created_ns)
 
-    def to_json(self) -> dict[str, str | int | None]:
+    def to_json(self) -> dict[str, str | int | dict[str, str] | None]:
         """Give the record as a dictionary that `json.dumps` takes; `from_json` reads it back."""
         return {
             "uuid": self.uuid,
@@ -51,6 +55,7 @@ class ObjectRecord(NamedTuple):
             "source": self.source,
             "batch": self.batch,
             "attached_count": self.attached_count,
+            "tags": dict(self.tags),
         }
 
     @classmethod
@@ -67,4 +72,37 @@ class ObjectRecord(NamedTuple):
             source=value["source"],
             batch=value["batch"],
             attached_count=value["attached_count"],
+            tags=value.get("tags", NO_TAGS),
         )
+
+
+class Extent(NamedTuple):
+    """A range in which two objects differ."""
+
+    offset_bytes: int
+    length_bytes: int
+    mapped: bool
+    """Whether anything is written there in the later object; else it reads as zeros."""
+
+    def to_json(self) -> dict[str, int | bool]:
+        """Give the extent as a dictionary that `json.dumps` takes."""
+        return self._asdict()
+
+
+class Diff(NamedTuple):
+    """What differs between two objects."""
+
+    before: str
+    after: str
+    before_size_bytes: int
+    after_size_bytes: int
+    extents: list[Extent]
+
+    def to_json(self) -> dict[str, object]:
+        """Give it as a dictionary that `json.dumps` takes; `from_json` reads it back."""
+        return {**self._asdict(), "extents": [extent.to_json() for extent in self.extents]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Diff":
+        """Read what `to_json` gave."""
+        return cls(**{**value, "extents": [Extent(**extent) for extent in value["extents"]]})

@@ -80,7 +80,9 @@ def listen(path: Path) -> Iterator[socket.socket]:
     """
     if path.exists() or path.is_symlink():
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConflictError("api_socket_name_taken", f"'{path}' is not a socket; hint: remove it")
+            raise ConflictError(
+                "api_socket_name_taken", f"'{path}' is not a socket; hint: remove it"
+            )
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
                 raise BusyError("api_socket_in_use", f"somebody answers at '{path}'; hint: --api")

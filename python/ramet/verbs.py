@@ -1,7 +1,7 @@
-"""The verbs of commands as plain values: one protocol, kept by a pool in this process and by a client of a service.
+"""The verbs of commands as plain values: one protocol, kept by a pool and by a service's client.
 
-Imports pool, records. Called by service, http and cli. Invariant: arguments and results go to JSON and
-back unchanged, so that a user never has to know who holds the pool.
+Imports pool, records, tags. Called by service, http and cli. Invariant: arguments and results go to
+JSON and back unchanged, so that a user never has to know who holds the pool.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
-from ramet.records import ObjectRecord
+from ramet.records import Diff, ObjectRecord
+from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ramet.pool import Pool
+    from ramet.volume import Handle
+
+Stats = dict[str, int | str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +35,56 @@ class Made:
         return {"name": self.name, "uuid": self.uuid}
 
 
-Stats = dict[str, int | str | bool]
-
-
 class Verbs(Protocol):
-    """What a command can ask of a pool. Errors are those of `ramet.errors`; each verb is one commit."""
+    """What a command can ask of a pool. Each verb is one commit; errors are of `ramet.errors`."""
 
-    def create_volumes(self, names: list[str], size: str, count: int | None) -> list[Made]:
+    def create_volumes(
+        self, names: list[str], size: str, count: int | None, tags: Tags | None = None
+    ) -> list[Made]:
         """Make volumes; one name may be a pattern with `{n}`."""
 
     def snapshot(
-        self, volumes: list[str], all_volumes: bool, name: str | None
+        self,
+        volumes: list[str] | None,
+        all_volumes: bool,
+        name: str | None,
+        tagged: Selector | None = None,
+        tags: Tags | None = None,
     ) -> list[Made]:
-        """Take one instant of `volumes`, or of all."""
+        """Take one instant of `volumes`, of all, or of those with some tags."""
 
     def clone(
-        self, source: str, names: list[str], count: int | None, size: str | None
+        self,
+        source: str,
+        names: list[str],
+        count: int | None,
+        size: str | None,
+        tags: Tags | None = None,
     ) -> list[Made]:
         """Make volumes that start as `source`."""
 
     def revert(
-        self, volume: str, snapshot: str, keep: bool | str, take_size: bool, force: bool
-    ) -> Made | None:
-        """Give a volume a snapshot's content. Result: the snapshot of what was discarded."""
+        self, pairs: list[tuple[str, str]], keep: bool | str, take_size: bool, force: bool
+    ) -> list[Made]:
+        """Give volumes the content of snapshots. Result: the snapshots of what was discarded."""
+
+    def freeze(self, names: list[str], force: bool) -> list[Made]:
+        """Turn volumes into snapshots."""
+
+    def resize(self, name: str, size: str, shrink: bool, force: bool) -> ObjectRecord:
+        """Give a volume another size."""
+
+    def tag(self, names: list[str], tags: Tags, remove: list[str]) -> list[ObjectRecord]:
+        """Set and remove tags."""
 
     def rename(self, name: str, new_name: str) -> ObjectRecord:
         """Give an object another name."""
 
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """End objects."""
+
+    def diff(self, before: str, after: str) -> Diff:
+        """Say what differs between two objects."""
 
     def objects(self) -> list[ObjectRecord]:
         """Describe everything, sorted by name."""
@@ -79,42 +105,71 @@ def one_pattern(names: list[str], count: int | None) -> str | list[str]:
         return names[0]
     if count is not None:
         raise InvalidError(
-            "count_with_names", f"--count with {len(names)} names; hint: give one pattern, 'vm-{{n}}'"
+            "count_with_names",
+            f"--count with {len(names)} names; hint: give one pattern, 'vm-{{n}}'",
         )
     return names
 
 
 class PoolVerbs:
-    """The verbs of a pool that this process holds."""
+    """The verbs of a pool that this process holds; see `Verbs` for what they do."""
 
-    def __init__(self, pool: "Pool", nbd_socket: Callable[[], AbstractContextManager["Path"]]):
+    def __init__(
+        self, pool: "Pool", nbd_socket: Callable[[], AbstractContextManager["Path"]]
+    ) -> None:
         self.pool = pool
         self.nbd_socket = nbd_socket
 
-    def create_volumes(self, names: list[str], size: str, count: int | None) -> list[Made]:
-        """See `Verbs`."""
-        made = self.pool.create_volumes(one_pattern(names, count), size, count=count)
-        return [Made(volume.name, volume.uuid) for volume in made]
-
-    def snapshot(self, volumes: list[str], all_volumes: bool, name: str | None) -> list[Made]:
-        """See `Verbs`."""
-        chosen = None if all_volumes and not volumes else volumes
-        made = self.pool.snapshot(chosen, name=name, all_volumes=all_volumes)
-        return [Made(snapshot.name, snapshot.uuid) for snapshot in made]
-
-    def clone(
-        self, source: str, names: list[str], count: int | None, size: str | None
+    def create_volumes(
+        self, names: list[str], size: str, count: int | None, tags: Tags | None = None
     ) -> list[Made]:
         """See `Verbs`."""
-        made = self.pool.clone(source, one_pattern(names, count), count=count, size=size)
-        return [Made(volume.name, volume.uuid) for volume in made]
+        made = self.pool.create_volumes(one_pattern(names, count), size, count=count, tags=tags)
+        return _made(made)
+
+    def snapshot(
+        self,
+        volumes: list[str] | None,
+        all_volumes: bool,
+        name: str | None,
+        tagged: Selector | None = None,
+        tags: Tags | None = None,
+    ) -> list[Made]:
+        """See `Verbs`."""
+        made = self.pool.snapshot(
+            volumes or None, name=name, all_volumes=all_volumes, tagged=tagged or None, tags=tags
+        )
+        return _made(made)
+
+    def clone(
+        self,
+        source: str,
+        names: list[str],
+        count: int | None,
+        size: str | None,
+        tags: Tags | None = None,
+    ) -> list[Made]:
+        """See `Verbs`."""
+        pattern = one_pattern(names, count)
+        return _made(self.pool.clone(source, pattern, count=count, size=size, tags=tags))
 
     def revert(
-        self, volume: str, snapshot: str, keep: bool | str, take_size: bool, force: bool
-    ) -> Made | None:
+        self, pairs: list[tuple[str, str]], keep: bool | str, take_size: bool, force: bool
+    ) -> list[Made]:
         """See `Verbs`."""
-        kept = self.pool.revert(volume, snapshot, keep=keep, take_size=take_size, force=force)
-        return None if kept is None else Made(kept.name, kept.uuid)
+        return _made(self.pool.revert_many(pairs, keep=keep, take_size=take_size, force=force))
+
+    def freeze(self, names: list[str], force: bool) -> list[Made]:
+        """See `Verbs`."""
+        return _made(self.pool.freeze(names, force=force))
+
+    def resize(self, name: str, size: str, shrink: bool, force: bool) -> ObjectRecord:
+        """See `Verbs`."""
+        return self.pool.resize(name, size, shrink=shrink, force=force)
+
+    def tag(self, names: list[str], tags: Tags, remove: list[str]) -> list[ObjectRecord]:
+        """See `Verbs`."""
+        return self.pool.tag(names, tags, remove=remove)
 
     def rename(self, name: str, new_name: str) -> ObjectRecord:
         """See `Verbs`."""
@@ -123,6 +178,10 @@ class PoolVerbs:
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """See `Verbs`."""
         return [Made(item.name, item.uuid) for item in self.pool.delete(names, force=force)]
+
+    def diff(self, before: str, after: str) -> Diff:
+        """See `Verbs`."""
+        return self.pool.diff(before, after)
 
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""
@@ -135,3 +194,7 @@ class PoolVerbs:
     def stats(self) -> Stats:
         """See `Verbs`."""
         return self.pool.stats()
+
+
+def _made(handles: "Iterable[Handle]") -> list[Made]:
+    return [Made(handle.made_name, handle.uuid) for handle in handles]

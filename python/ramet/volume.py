@@ -14,7 +14,7 @@ from ramet.errors import InvalidError
 from ramet.records import ObjectRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Buffer
 
@@ -64,6 +64,19 @@ class Commands(Protocol):
     ) -> Snapshot | None:
         """Give a volume a snapshot's content."""
 
+    def freeze(self, volumes: VolumeLike | Iterable[VolumeLike], *, force: bool) -> list[Snapshot]:
+        """Turn volumes into snapshots."""
+
+    def resize(
+        self, volume: VolumeLike, size: str | int, *, shrink: bool, force: bool
+    ) -> ObjectRecord:
+        """Give a volume another size."""
+
+    def tag(
+        self, targets: ObjectLike, tags: Mapping[str, str], *, remove: Iterable[str]
+    ) -> list[ObjectRecord]:
+        """Set and remove tags."""
+
     def rename(self, target: ObjectLike, new_name: str) -> ObjectRecord:
         """Give an object another name."""
 
@@ -74,16 +87,16 @@ class Commands(Protocol):
 class Handle:
     """What volumes and snapshots have in common."""
 
-    __slots__ = ("_commands", "_device", "_name", "uuid")
+    __slots__ = ("_commands", "_device", "made_name", "uuid")
 
     def __init__(self, commands: Commands, uuid: str, name: str) -> None:
         self._commands = commands
         self._device: BlockDevice | None = None
-        self._name = name  # As it was when the handle was made; for people only.
+        self.made_name = name  # As it was when the handle was made: free to ask for, maybe old.
         self.uuid = uuid
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name!r} {self.uuid}>"
+        return f"<{type(self).__name__} {self.made_name!r} {self.uuid}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Handle) and other.uuid == self.uuid
@@ -158,8 +171,8 @@ class Handle:
     def trim(self, offset_bytes: int, length_bytes: int) -> None:
         """Give the whole blocks of a range back.
 
-        They read as zeros; parts of blocks at the edges may stay as they are.         Durable after
-        the next `flush`. Costs the same for any length.
+        They read as zeros; parts of blocks at the edges may stay as they are. Durable after the
+        next `flush`. Costs the same for any length.
         Raises: as `write`.
         Source: NBD protocol, NBD_CMD_TRIM.
         Example: pool.volume("db").trim(0, 65536)
@@ -195,7 +208,14 @@ class Handle:
         Raises: InvalidError for a bad name; ConflictError where it is taken.
         Example: pool.volume("db").rename("database")
         """
-        self._name = self._commands.rename(self, new_name).name
+        self.made_name = self._commands.rename(self, new_name).name
+
+    def tag(self, tags: Mapping[str, str], *, remove: Iterable[str] = ()) -> None:
+        """Set and remove tags; see `Pool.tag`. `record().tags` gives them.
+
+        Example: pool.volume("db").tag({"env": "prod"})
+        """
+        self._commands.tag(self, tags, remove=remove)
 
     def delete(self, *, force: bool = False) -> None:
         """Delete the object, whatever was cloned from it; see `Pool.delete`, which deletes many.
@@ -281,6 +301,20 @@ class Volume(Handle):
         Example: pool.volume("db").revert("db@1", keep=False)
         """
         return self._commands.revert(self, snapshot, keep=keep, take_size=take_size, force=force)
+
+    def freeze(self, *, force: bool = False) -> Snapshot:
+        """Turn the volume into a snapshot, for good; see `Pool.freeze`. This handle goes on as one.
+
+        Example: pool.volume("db").freeze().name
+        """
+        return self._commands.freeze(self, force=force)[0]
+
+    def resize(self, size: str | int, *, shrink: bool = False, force: bool = False) -> None:
+        """Give the volume another size; see `Pool.resize`.
+
+        Example: pool.volume("db").resize("20GiB")
+        """
+        self._commands.resize(self, size, shrink=shrink, force=force)
 
 
 # Wherever a name is accepted, so are a UUID and a handle.

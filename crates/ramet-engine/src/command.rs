@@ -2,35 +2,47 @@
 //! settled after it.
 //!
 //! The same code runs live and in replay, so a pool after a crash is what it was. Invariant:
-//! `enact` touches heads only, and allocates nothing; whatever can fail has failed in `prepare`.
+//! `enact` touches heads only, and allocates next to nothing; whatever can fail has failed in
+//! `prepare`.
 
 use crate::head::{HeadRef, Heads, InGate, Parent};
 use crate::map::Map;
 use crate::object::{Object, ObjectFields, ObjectKind, Table};
-use crate::record::{Item, Record, Verb};
-use crate::space::{Birth, Death, Space};
-use ramet_log::{ObjectId, Position};
+use crate::record::{Record, Verb};
+use crate::space::{Birth, Death, LetGo, Space};
+use ramet_log::{BLOCK_BYTES_U64, ObjectId, Position};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A command with everything it needs.
 pub(crate) struct Prepared {
     verb: Verb,
-    /// The objects it acts on: for snapshots their volumes, for a revert the volume, for deletes
-    /// what ends.
-    targets: Vec<Arc<Object>>,
     /// The objects it makes, in order.
     pub(crate) made: Vec<Arc<Object>>,
-    /// Whose content is taken: of a clone or a revert.
+    /// Volumes, and the new snapshots of them.
+    snaps: Vec<(Arc<Object>, Arc<Object>)>,
+    /// The objects it changes or ends.
+    targets: Vec<Target>,
+    /// Whose content clones take.
     source: Option<Arc<Object>>,
-    /// The place of the nameless instant, or the volume's new place.
+    /// The place of the nameless instant of a clone straight from a volume.
     instant: ObjectId,
     instant_living: Arc<AtomicBool>,
-    /// What a rename or a revert changes.
-    changed: ObjectFields,
-    /// Filled inside the gate: the parents and maps that were replaced.
+    /// Filled inside the gate: parents that were replaced, dropped after it.
     parents_before: Vec<Parent>,
-    maps_before: Vec<Map>,
+}
+
+/// An object that is changed or ends.
+struct Target {
+    object: Arc<Object>,
+    /// What it becomes; only what its verb changes is looked at.
+    changed: ObjectFields,
+    /// The snapshot that a revert takes.
+    source: Option<Arc<Object>>,
+    /// The place in which a reverted volume goes on.
+    place: u64,
+    /// Filled inside the gate: the content that ends.
+    map_before: Map,
 }
 
 impl Prepared {
@@ -39,91 +51,88 @@ impl Prepared {
     pub(crate) fn new(record: &Record, table: &Table, heads: &Arc<Heads>) -> Result<Self, String> {
         let find =
             |id: ObjectId| table.get(id).cloned().ok_or_else(|| format!("no object {:#x}", id.0));
+        let verb = record.verb;
         let made_count = record.items.iter().filter(|item| item.object.kind.is_some()).count();
         let mut fresh = heads.take(made_count).into_iter();
-        let mut made = Vec::with_capacity(made_count);
-        let mut targets = Vec::new();
-        for item in &record.items {
-            if let Some(kind) = item.object.kind {
-                let head: HeadRef = fresh.next().expect("one head for each");
-                made.push(Arc::new(Object::new(item.object.clone(), kind, head, heads.clone())));
-            }
-            match (record.verb, item.object.kind) {
-                (Verb::Snapshot, _) => targets.push(find(item.source)?),
-                (Verb::Revert | Verb::Rename | Verb::Delete, None) => {
-                    targets.push(find(item.object.id)?)
-                }
-                (Verb::Revert | Verb::Rename | Verb::Delete | Verb::Create | Verb::Clone, _) => {}
-            }
-        }
-        let first = record.items.last().cloned().unwrap_or_default();
-        let source = match record.verb {
-            Verb::Clone | Verb::Revert => Some(find(first.source)?),
-            Verb::Create | Verb::Snapshot | Verb::Rename | Verb::Delete => None,
+        let mut this = Prepared {
+            verb,
+            made: Vec::with_capacity(made_count),
+            snaps: Vec::new(),
+            targets: Vec::new(),
+            source: None,
+            instant: ObjectId(0),
+            instant_living: Arc::new(AtomicBool::new(false)),
+            parents_before: Vec::with_capacity(record.items.len() + 1),
         };
-        let Item { object: changed, instant, .. } = first;
-        let room = targets.len().max(1);
-        let (parents_before, maps_before) = (Vec::with_capacity(room), Vec::with_capacity(room));
-        let instant_living = Arc::new(AtomicBool::new(false));
-        Ok(Prepared {
-            verb: record.verb,
-            targets,
-            made,
-            source,
-            instant,
-            instant_living,
-            changed,
-            parents_before,
-            maps_before,
-        })
+        for item in &record.items {
+            let Some(kind) = item.object.kind else {
+                let source = (verb == Verb::Revert).then(|| find(item.source)).transpose()?;
+                let (object, changed) = (find(item.object.id)?, item.object.clone());
+                let (place, map_before) = (item.instant.0, Map::default());
+                this.targets.push(Target { object, changed, source, place, map_before });
+                continue;
+            };
+            let head: HeadRef = fresh.next().expect("one head for each");
+            let object = Arc::new(Object::new(item.object.clone(), kind, head, heads.clone()));
+            if kind == ObjectKind::Snapshot {
+                this.snaps.push((find(item.source)?, object.clone()));
+            } else if verb == Verb::Clone && this.source.is_none() {
+                (this.source, this.instant) = (Some(find(item.source)?), item.instant);
+            }
+            this.made.push(object);
+        }
+        Ok(this)
     }
 
     /// Places that the command will make.
     pub(crate) fn places(&self) -> impl Iterator<Item = u64> + '_ {
-        let instant = Some(self.instant.0).filter(|id| *id != 0);
-        self.made.iter().map(|object| object.place()).chain(instant)
+        let instants = self.targets.iter().map(|target| target.place).chain([self.instant.0]);
+        self.made.iter().map(|object| object.place()).chain(instants.filter(|id| *id != 0))
     }
 
-    /// What loses its content.
-    pub(crate) fn ending(&self) -> &[Arc<Object>] {
+    /// What must not be attached.
+    pub(crate) fn ending(&self) -> Vec<Arc<Object>> {
+        let shrinks = |target: &&Target| {
+            self.verb != Verb::Resize || target.changed.size_bytes < target.object.size_bytes()
+        };
         match self.verb {
-            Verb::Delete | Verb::Revert => &self.targets,
-            Verb::Create | Verb::Snapshot | Verb::Clone | Verb::Rename => &[],
+            Verb::Delete | Verb::Revert | Verb::Freeze | Verb::Resize => {
+                self.targets.iter().filter(shrinks).map(|target| target.object.clone()).collect()
+            }
+            Verb::Create | Verb::Snapshot | Verb::Clone | Verb::Rename | Verb::Attributes => {
+                Vec::new()
+            }
         }
     }
 
     /// Bring what `enact` will touch into the processor's caches, so that the gate is closed for
     /// less.
     pub(crate) fn warm(&self) {
-        for object in &self.targets {
-            object.head.map().touch();
+        for (volume, _) in &self.snaps {
+            volume.head.map().touch();
         }
     }
 
     /// Inside the gate.
-    pub(crate) fn enact(&mut self, gate: InGate<'_>, position: Position) {
+    pub(crate) fn enact(&mut self, gate: InGate<'_>, space: &Space, position: Position) {
+        // A revert that keeps what it discards makes its snapshots first.
+        self.enact_snapshots(gate, position);
         match self.verb {
-            Verb::Create | Verb::Rename => {}
-            Verb::Snapshot => self.enact_snapshots(gate, position),
+            Verb::Create | Verb::Snapshot | Verb::Rename | Verb::Attributes => {}
             Verb::Clone => self.enact_clones(gate, position),
-            Verb::Revert => {
-                self.enact_snapshots(gate, position);
-                self.enact_revert(gate);
-            }
+            Verb::Revert => self.enact_reverts(gate),
             Verb::Delete => self.enact_deletes(gate),
+            Verb::Freeze => self.enact_freezes(gate, position),
+            Verb::Resize => self.enact_resizes(gate, space, position),
         }
     }
 
-    /// The new objects take their volumes' maps and become their parents. (A revert that keeps
-    /// nothing makes none.)
+    /// The new objects take their volumes' maps and become their parents.
     fn enact_snapshots(&mut self, gate: InGate<'_>, position: Position) {
-        for (volume, snapshot) in self.targets.iter().zip(&self.made) {
+        for (volume, snapshot) in &self.snaps {
             *snapshot.head.map_mut(gate) = volume.head.share_map(gate);
-            let parent = Parent {
-                position,
-                place: snapshot.fields.id.0,
-                living: Some(snapshot.living.clone()),
-            };
+            let (place, living) = (snapshot.fields.id.0, Some(snapshot.living.clone()));
+            let parent = Parent { position, place, living };
             self.parents_before.push(volume.head.replace_parent(gate, parent));
             snapshot.head.replace_parent(gate, Parent { position, ..Parent::default() });
         }
@@ -132,17 +141,11 @@ impl Prepared {
     fn enact_clones(&mut self, gate: InGate<'_>, position: Position) {
         let source = self.source.as_ref().expect("a clone has a source");
         let map = source.head.share_map(gate);
-        let parent = match source.kind {
-            ObjectKind::Snapshot => {
-                let position = source.head.with_parent(gate, |own| own.position);
-                Parent { position, place: source.place(), living: Some(source.living.clone()) }
-            }
+        let parent = match source.kind() {
+            ObjectKind::Snapshot => snapshot_as_parent(gate, source),
             ObjectKind::Volume => {
-                let instant = Parent {
-                    position,
-                    place: self.instant.0,
-                    living: Some(self.instant_living.clone()),
-                };
+                let living = Some(self.instant_living.clone());
+                let instant = Parent { position, place: self.instant.0, living };
                 self.parents_before.push(source.head.replace_parent(gate, instant.clone()));
                 instant
             }
@@ -153,69 +156,92 @@ impl Prepared {
         }
     }
 
-    fn enact_revert(&mut self, gate: InGate<'_>) {
-        let (volume, snapshot) =
-            (&self.targets[0], self.source.as_ref().expect("a revert has a source"));
-        let map = snapshot.head.share_map(gate);
-        self.maps_before.push(std::mem::replace(&mut *volume.head.map_mut(gate), map));
-        let position = snapshot.head.with_parent(gate, |own| own.position);
-        let parent =
-            Parent { position, place: snapshot.place(), living: Some(snapshot.living.clone()) };
-        self.parents_before.push(volume.head.replace_parent(gate, parent));
-        if self.changed.size_bytes != 0 {
-            volume.set_size_bytes(self.changed.size_bytes);
+    fn enact_reverts(&mut self, gate: InGate<'_>) {
+        for Target { object, changed, source, map_before, .. } in &mut self.targets {
+            let snapshot = source.as_ref().expect("a revert has a source");
+            let map = snapshot.head.share_map(gate);
+            *map_before = std::mem::replace(&mut *object.head.map_mut(gate), map);
+            let parent = snapshot_as_parent(gate, snapshot);
+            self.parents_before.push(object.head.replace_parent(gate, parent));
+            if changed.size_bytes != 0 {
+                object.set_size_bytes(changed.size_bytes);
+            }
         }
     }
 
     fn enact_deletes(&mut self, gate: InGate<'_>) {
-        for object in &self.targets {
+        for Target { object, map_before, .. } in &mut self.targets {
             object.set_deleted();
             object.living.store(false, Ordering::Release);
-            self.maps_before.push(std::mem::take(&mut *object.head.map_mut(gate)));
+            *map_before = std::mem::take(&mut *object.head.map_mut(gate));
             self.parents_before.push(object.head.replace_parent(gate, Parent::default()));
+        }
+    }
+
+    fn enact_freezes(&mut self, gate: InGate<'_>, position: Position) {
+        for Target { object, .. } in &self.targets {
+            object.set_frozen();
+            let own = Parent { position, ..Parent::default() };
+            self.parents_before.push(object.head.replace_parent(gate, own));
+        }
+    }
+
+    /// A smaller size is a trim of what lies beyond it.
+    fn enact_resizes(&mut self, gate: InGate<'_>, space: &Space, position: Position) {
+        for Target { object, changed, .. } in &self.targets {
+            let (before, after) = (object.size_bytes(), changed.size_bytes);
+            object.set_size_bytes(after);
+            let first = after.div_ceil(BLOCK_BYTES_U64);
+            let end = before.div_ceil(BLOCK_BYTES_U64);
+            if first < end {
+                let place = object.place();
+                object.head.with_parent(gate, |parent| {
+                    let mut let_go = LetGo::new(space, place, parent, position);
+                    let mut map = object.head.map_mut(gate);
+                    map.remove(first, end - first, position, &mut let_go);
+                });
+            }
         }
     }
 
     /// After the gate: the tree of lineage follows. Commands settle in the order they were enacted.
     pub(crate) fn settle(&mut self, space: &Space, position: Position) {
+        let pairs = self.snaps.iter().map(|(volume, snapshot)| (volume.place(), snapshot));
+        space.snapped(pairs, position);
         match self.verb {
-            Verb::Rename => {}
+            Verb::Snapshot | Verb::Rename | Verb::Resize | Verb::Attributes => {}
             Verb::Create => space.born(self.made.iter().map(|object| Birth { object, parent: 0 })),
-            Verb::Snapshot => self.settle_snapshots(space, position),
             Verb::Clone => self.settle_clones(space, position),
             Verb::Revert => {
-                self.settle_snapshots(space, position);
-                let (volume, snapshot) =
-                    (&self.targets[0], self.source.as_ref().expect("a revert has a source"));
-                let map = self.maps_before.pop().expect("taken inside the gate");
-                space.reverted(volume, self.instant.0, snapshot.place(), position, map);
-                volume.set_place(self.instant.0);
+                for Target { object, source, place, map_before, .. } in &mut self.targets {
+                    let parent = source.as_ref().expect("a revert has a source").place();
+                    space.reverted(object, *place, parent, position, std::mem::take(map_before));
+                    object.set_place(*place);
+                }
             }
             Verb::Delete => {
-                let maps = self.maps_before.drain(..);
-                space.ended(self.targets.iter().zip(maps).map(|(object, map)| Death {
-                    place: object.place(),
-                    map,
+                space.ended(self.targets.iter_mut().map(|target| Death {
+                    place: target.object.place(),
+                    map: std::mem::take(&mut target.map_before),
                     position,
                 }));
+            }
+            Verb::Freeze => {
+                for target in &self.targets {
+                    space.frozen(target.object.place(), position);
+                }
             }
         }
         space.settled();
     }
 
-    fn settle_snapshots(&self, space: &Space, position: Position) {
-        let pairs = self.targets.iter().zip(&self.made);
-        space.snapped(pairs.map(|(volume, snapshot)| (volume.place(), snapshot)), position);
-    }
-
     fn settle_clones(&self, space: &Space, position: Position) {
         let source = self.source.as_ref().expect("a clone has a source");
-        let parent = match source.kind {
-            ObjectKind::Snapshot => source.place(),
-            ObjectKind::Volume => {
-                space.passed(source.place(), self.instant.0, position);
-                self.instant.0
-            }
+        let parent = if self.instant == ObjectId(0) {
+            source.place()
+        } else {
+            space.passed(source.place(), self.instant.0, position);
+            self.instant.0
         };
         space.born(self.made.iter().map(|object| Birth { object, parent }));
     }
@@ -225,14 +251,23 @@ impl Prepared {
         for object in &self.made {
             table.insert(object.clone());
         }
-        match self.verb {
-            Verb::Delete => {
-                for object in &self.targets {
-                    table.remove(object.id());
-                }
+        for Target { object, changed, .. } in &self.targets {
+            match self.verb {
+                Verb::Delete => drop(table.remove(object.id())),
+                Verb::Rename => table.rename(object.id(), &changed.name),
+                Verb::Attributes => object.set_attributes(&changed.attributes),
+                Verb::Create
+                | Verb::Snapshot
+                | Verb::Clone
+                | Verb::Revert
+                | Verb::Freeze
+                | Verb::Resize => {}
             }
-            Verb::Rename => table.rename(self.changed.id, &self.changed.name),
-            Verb::Create | Verb::Snapshot | Verb::Clone | Verb::Revert => {}
         }
     }
+}
+
+fn snapshot_as_parent(gate: InGate<'_>, snapshot: &Object) -> Parent {
+    let position = snapshot.head.with_parent(gate, |own| own.position);
+    Parent { position, place: snapshot.place(), living: Some(snapshot.living.clone()) }
 }

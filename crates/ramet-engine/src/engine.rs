@@ -6,7 +6,7 @@
 
 use crate::command::Prepared;
 use crate::head::{Heads, InGate};
-use crate::map::LEAF_BLOCKS;
+use crate::map::{Extent, LEAF_BLOCKS};
 use crate::object::{Object, ObjectInfo, ObjectKind, Table};
 use crate::record::Record;
 use crate::space::Space;
@@ -159,7 +159,7 @@ impl Engine {
                 let record = Record::decode(payload)?;
                 let mut prepared = Prepared::new(&record, &table, &heads)?;
                 space.reserve(prepared.places());
-                prepared.enact(InGate::replaying(), position);
+                prepared.enact(InGate::replaying(), &space, position);
                 prepared.settle(&space, position);
                 prepared.publish(&mut table);
                 last = position;
@@ -267,7 +267,7 @@ impl Engine {
         let (mut volumes_count, mut mapped_bytes) = (0, 0u64);
         let table = self.table.read();
         for object in table.by_name() {
-            volumes_count += u64::from(object.kind == ObjectKind::Volume);
+            volumes_count += u64::from(object.kind() == ObjectKind::Volume);
             mapped_bytes =
                 mapped_bytes.saturating_add(object.head.map().mapped() * BLOCK_BYTES_U64);
         }
@@ -292,6 +292,28 @@ impl Engine {
             space_bytes,
             poisoned: self.log.poisoned().unwrap_or_default().to_string(),
         })
+    }
+
+    /// What differs between two objects, as extents in bytes of the second, up to the larger size:
+    /// first byte, length, whether anything is mapped there.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn diff(&self, before: &str, after: &str) -> Result<Vec<(u64, u64, bool)>, EngineError> {
+        let (before, after) = (self.find_object(before)?, self.find_object(after)?);
+        let maps = (before.head.map().clone(), after.head.map().clone());
+        let end_bytes = before.size_bytes().max(after.size_bytes());
+        let mut extents: Vec<(u64, u64, bool)> = Vec::new();
+        let blocks = end_bytes.div_ceil(BLOCK_BYTES_U64);
+        crate::map::diff(&maps.0, &maps.1, 0, blocks, &mut |extent: Extent| {
+            let (first, mapped) = (extent.first * BLOCK_BYTES_U64, extent.locator.is_some());
+            let length = (extent.count * BLOCK_BYTES_U64).min(end_bytes - first);
+            match extents.last_mut() {
+                Some(last) if last.0 + last.1 == first && last.2 == mapped => last.1 += length,
+                _ => extents.push((first, length, mapped)),
+            }
+        });
+        Ok(extents)
     }
 
     pub(crate) fn find_object(&self, name: &str) -> Result<Arc<Object>, EngineError> {
@@ -319,7 +341,7 @@ impl Engine {
             id: fields.id,
             uuid: fields.uuid,
             name: object.name(),
-            kind: object.kind,
+            kind: object.kind(),
             size_bytes: object.size_bytes(),
             mapped_bytes: object.head.map().mapped() * BLOCK_BYTES_U64,
             created_ns: fields.created_ns,
@@ -329,6 +351,7 @@ impl Engine {
             source: (!fields.origin_object.is_nil()).then_some(fields.origin_object),
             batch: fields.batch,
             attached_count: object.attached.load(Ordering::Acquire),
+            attributes: object.attributes(),
         }
     }
 }

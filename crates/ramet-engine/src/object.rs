@@ -73,8 +73,9 @@ pub struct ObjectFields {
 /// A living volume or snapshot.
 pub(crate) struct Object {
     pub(crate) fields: ObjectFields,
-    pub(crate) kind: ObjectKind,
+    frozen: AtomicBool,
     name: RwLock<String>,
+    attributes: RwLock<Vec<u8>>,
     size_bytes: AtomicU64,
     pub(crate) head: HeadRef,
     heads: Arc<Heads>,
@@ -102,8 +103,9 @@ impl Object {
         heads: Arc<Heads>,
     ) -> Self {
         Object {
-            kind,
+            frozen: AtomicBool::new(kind == ObjectKind::Snapshot),
             name: RwLock::new(fields.name.clone()),
+            attributes: RwLock::new(fields.attributes.clone()),
             size_bytes: AtomicU64::new(fields.size_bytes),
             place: AtomicU64::new(fields.id.0),
             head,
@@ -126,6 +128,26 @@ impl Object {
 
     pub(crate) fn id(&self) -> ObjectId {
         self.fields.id
+    }
+
+    pub(crate) fn kind(&self) -> ObjectKind {
+        match self.frozen.load(Ordering::Acquire) {
+            true => ObjectKind::Snapshot,
+            false => ObjectKind::Volume,
+        }
+    }
+
+    /// Set inside the gate: a volume becomes a snapshot, and no write is taken afterwards.
+    pub(crate) fn set_frozen(&self) {
+        self.frozen.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn attributes(&self) -> Vec<u8> {
+        self.attributes.read().clone()
+    }
+
+    pub(crate) fn set_attributes(&self, attributes: &[u8]) {
+        *self.attributes.write() = attributes.to_vec();
     }
 
     pub(crate) fn name(&self) -> String {
@@ -175,6 +197,8 @@ pub struct ObjectInfo {
     pub batch: Uuid,
     /// Front ends that have it open.
     pub attached_count: u32,
+    /// JSON, owned by the layer above; empty: none.
+    pub attributes: Vec<u8>,
 }
 
 /// The living objects and their names.

@@ -28,6 +28,12 @@ pub enum Verb {
     Rename = 5,
     /// Objects end.
     Delete = 6,
+    /// Volumes become snapshots.
+    Freeze = 7,
+    /// Another size; a smaller one trims.
+    Resize = 8,
+    /// Other attributes.
+    Attributes = 9,
 }
 
 /// Tags of fields. A number is never used for something else.
@@ -114,6 +120,9 @@ impl Record {
             4 => Verb::Revert,
             5 => Verb::Rename,
             6 => Verb::Delete,
+            7 => Verb::Freeze,
+            8 => Verb::Resize,
+            9 => Verb::Attributes,
             other => return Err(format!("a record of unknown kind {other}")),
         };
         let count = from.u32()?;
@@ -164,9 +173,9 @@ impl Item {
             put_u64(out, tag::LOCK_MODE, u64::from(object.lock_mode));
             put_u64(out, tag::LOCK_UNTIL, object.lock_until_ns);
             put_u64(out, tag::DELETE_AFTER, object.delete_after_ns);
-            if !object.attributes.is_empty() {
-                put(out, tag::ATTRIBUTES, &object.attributes);
-            }
+        }
+        if !object.attributes.is_empty() {
+            put(out, tag::ATTRIBUTES, &object.attributes);
         }
         out.extend(&object.unknown);
     }

@@ -160,6 +160,11 @@ impl Space {
         }
     }
 
+    /// A volume stopped moving.
+    pub(crate) fn frozen(&self, place: PlaceId, position: Position) {
+        self.caught_up().lineage.frozen(place, position);
+    }
+
     /// A nameless instant.
     pub(crate) fn passed(&self, volume: PlaceId, instant: PlaceId, position: Position) {
         self.caught_up().lineage.instant(volume, instant, position, false);

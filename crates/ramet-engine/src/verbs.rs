@@ -8,9 +8,10 @@ use crate::engine::{Commands, Engine};
 use crate::head::InGate;
 use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind};
 use crate::record::{Item, OBJECTS_MAX, Record, Verb};
-use crate::{EngineError, Kind};
+use crate::volume::VolumeDevice;
+use crate::{BlockDevice, EngineError, Kind};
 use parking_lot::MutexGuard;
-use ramet_log::{ObjectId, PreparedRecord};
+use ramet_log::{BLOCK_BYTES_U64, ObjectId, PreparedRecord};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,8 @@ use uuid::Uuid;
 pub const SIZE_BYTES_MAX: u64 = 256 << 40;
 /// Sizes are multiples of this.
 pub const SECTOR_BYTES: u64 = 512;
+/// Attributes of one object at most.
+pub const ATTRIBUTES_BYTES_MAX: usize = 64 << 10;
 /// Names of snapshots at most, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -35,11 +38,16 @@ impl Engine {
     ///
     /// # Durability
     /// Durable on return, as for every verb here.
-    pub fn create_volumes(&self, names: &[String], size_bytes: u64) -> Result<Vec<ObjectInfo>> {
+    pub fn create_volumes(
+        &self,
+        names: &[String],
+        size_bytes: u64,
+        attributes: &[u8],
+    ) -> Result<Vec<ObjectInfo>> {
         check_size(size_bytes)?;
         let mut commands = self.begin(names.len())?;
         self.check_free(names)?;
-        let batch = Batch::new();
+        let batch = Batch::new(attributes)?;
         let items = names
             .iter()
             .map(|name| {
@@ -63,21 +71,17 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `Invalid` for a snapshot among `volumes` or a volume given twice; and as
     /// `create_volumes`.
-    pub fn snapshot(&self, volumes: &[String], names: &[String]) -> Result<Vec<ObjectInfo>> {
-        if volumes.len() != names.len() {
-            return Err(invalid(
-                "names_count",
-                format!(
-                    "{} names for {} volumes; hint: give one name for each",
-                    names.len(),
-                    volumes.len()
-                ),
-            ));
-        }
+    pub fn snapshot(
+        &self,
+        volumes: &[String],
+        names: &[String],
+        attributes: &[u8],
+    ) -> Result<Vec<ObjectInfo>> {
+        check_counts(volumes, names, "names")?;
         let mut commands = self.begin(names.len())?;
         let sources = self.find_volumes(volumes)?;
         self.check_free(names)?;
-        let batch = Batch::new();
+        let batch = Batch::new(attributes)?;
         let mut items = Vec::with_capacity(names.len());
         for (volume, name) in sources.iter().zip(names) {
             items.push(self.snapshot_item(&mut commands, &batch, volume, name)?);
@@ -95,6 +99,7 @@ impl Engine {
         source: &str,
         names: &[String],
         size_bytes: Option<u64>,
+        attributes: &[u8],
     ) -> Result<Vec<ObjectInfo>> {
         let mut commands = self.begin(names.len())?;
         let source = self.find_object(source)?;
@@ -110,8 +115,8 @@ impl Engine {
             return Err(invalid("clone_too_small", text));
         }
         self.check_free(names)?;
-        let batch = Batch::new();
-        let instant = match source.kind {
+        let batch = Batch::new(attributes)?;
+        let instant = match source.kind() {
             ObjectKind::Volume => self.next_id(&mut commands)?,
             ObjectKind::Snapshot => ObjectId(0),
         };
@@ -125,52 +130,103 @@ impl Engine {
         self.run(&mut commands, Record { verb: Verb::Clone, items })
     }
 
-    /// Give `volume` the content of `snapshot`, and its size where `take_size`; first a snapshot
-    /// `keep_name` of what is discarded, if asked. Result: the volume, then the kept snapshot.
+    /// Give each volume the content of its snapshot, and its size where `take_size`; first take
+    /// snapshots `keep_names` of what is discarded, one for each, if asked. Result: the kept
+    /// snapshots.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` where the kinds do not fit or a larger snapshot would be cut; `Busy`
-    /// where the volume is attached; `Conflict` for a taken `keep_name`.
+    /// where a volume is attached; `Conflict` for a taken name.
     pub fn revert(
         &self,
-        volume: &str,
-        snapshot: &str,
-        keep_name: Option<&str>,
+        volumes: &[String],
+        snapshots: &[String],
+        keep_names: Option<&[String]>,
         take_size: bool,
     ) -> Result<Vec<ObjectInfo>> {
+        check_counts(volumes, snapshots, "snapshots")?;
+        let mut commands = self.begin(2 * volumes.len())?;
+        let volumes = self.find_volumes(volumes)?;
+        let mut items = Vec::with_capacity(2 * volumes.len());
+        if let Some(names) = keep_names {
+            self.check_free(names)?;
+            let batch = Batch::new(&[])?;
+            for (volume, name) in volumes.iter().zip(names) {
+                items.push(self.snapshot_item(&mut commands, &batch, volume, name)?);
+            }
+        }
+        for (volume, name) in volumes.iter().zip(snapshots) {
+            let snapshot = self.find_object(name)?;
+            check_revert(volume, &snapshot, take_size)?;
+            let size_bytes = if take_size { snapshot.size_bytes() } else { 0 };
+            let object = ObjectFields { id: volume.id(), size_bytes, ..ObjectFields::default() };
+            let instant = self.next_id(&mut commands)?;
+            items.push(Item { object, source: snapshot.id(), instant });
+        }
+        self.run(&mut commands, Record { verb: Verb::Revert, items })
+    }
+
+    /// Make snapshots of volumes: they keep their names and never change again.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for what is a snapshot already; `Busy` where one is attached.
+    pub fn freeze(&self, names: &[String]) -> Result<Vec<ObjectInfo>> {
+        let mut commands = self.begin(names.len())?;
+        let volumes = self.find_volumes(names)?;
+        let items = volumes.iter().map(|volume| item_of(volume, |_| {})).collect();
+        self.run(&mut commands, Record { verb: Verb::Freeze, items })?;
+        Ok(volumes.iter().map(|volume| self.info(volume)).collect())
+    }
+
+    /// Give a volume another size; what lies beyond a smaller one is discarded.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a size, for a smaller one without `may_shrink`, for a snapshot;
+    /// `Busy` where it shrinks and is attached.
+    pub fn resize(
+        self: &Arc<Self>,
+        name: &str,
+        size_bytes: u64,
+        may_shrink: bool,
+    ) -> Result<ObjectInfo> {
+        check_size(size_bytes)?;
         let mut commands = self.begin(1)?;
-        let volume = self.find_volumes(std::slice::from_ref(&volume.to_string()))?.remove(0);
-        let snapshot = self.find_object(snapshot)?;
-        if snapshot.kind != ObjectKind::Snapshot {
-            return Err(invalid(
-                "not_a_snapshot",
-                format!("'{}' is a volume; hint: revert to a snapshot", snapshot.name()),
-            ));
-        }
-        if snapshot.size_bytes() > volume.size_bytes() && !take_size {
+        let volume = self.find_volumes(std::slice::from_ref(&name.to_string()))?.remove(0);
+        let before = volume.size_bytes();
+        if size_bytes < before && !may_shrink {
             let text = format!(
-                "snapshot '{}' has {} bytes, volume '{}' only {}; \
-                 hint: ask for the snapshot's size too",
-                snapshot.name(),
-                snapshot.size_bytes(),
-                volume.name(),
-                volume.size_bytes()
+                "'{name}' has {before} bytes, {size_bytes} would cut it off; \
+                 hint: allow shrinking, if what lies behind may go"
             );
-            return Err(invalid("revert_too_small", text));
+            return Err(invalid("resize_would_shrink", text));
         }
-        check_detached(std::slice::from_ref(&volume))?;
-        let batch = Batch::new();
-        let mut items = Vec::new();
-        if let Some(name) = keep_name {
-            self.check_free(std::slice::from_ref(&name.to_string()))?;
-            items.push(self.snapshot_item(&mut commands, &batch, &volume, name)?);
+        if size_bytes < before {
+            check_detached(std::slice::from_ref(&volume))?;
+            // The rest of the last block must read as zeros, should the volume grow again.
+            let block_end = size_bytes.next_multiple_of(BLOCK_BYTES_U64).min(before);
+            let device = VolumeDevice::new(self.clone(), volume.clone(), false);
+            device.write_zeroes(size_bytes, block_end - size_bytes, false)?;
         }
-        let size_bytes = if take_size { snapshot.size_bytes() } else { 0 };
-        let object = ObjectFields { id: volume.id(), size_bytes, ..ObjectFields::default() };
-        let instant = self.next_id(&mut commands)?;
-        items.push(Item { object, source: snapshot.id(), instant });
-        let made = self.run(&mut commands, Record { verb: Verb::Revert, items })?;
-        Ok(std::iter::once(self.info(&volume)).chain(made).collect())
+        let items = vec![item_of(&volume, |object| object.size_bytes = size_bytes)];
+        self.run(&mut commands, Record { verb: Verb::Resize, items })?;
+        Ok(self.info(&volume))
+    }
+
+    /// Give objects other attributes, JSON of the layer above: `attributes[i]` of `names[i]`.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` over `ATTRIBUTES_BYTES_MAX`.
+    pub fn set_attributes(&self, names: &[String], attributes: &[Vec<u8>]) -> Result<()> {
+        check_counts(names, attributes, "attributes")?;
+        let mut commands = self.begin(names.len())?;
+        let mut items = Vec::with_capacity(names.len());
+        for (name, bytes) in names.iter().zip(attributes) {
+            check_attributes(bytes)?;
+            let object = self.find_object(name)?;
+            items.push(item_of(&object, |object| object.attributes.clone_from(bytes)));
+        }
+        self.run(&mut commands, Record { verb: Verb::Attributes, items })?;
+        Ok(())
     }
 
     /// Give an object another name.
@@ -182,12 +238,7 @@ impl Engine {
         let object = self.find_object(name)?;
         if object.name() != new_name {
             self.check_free(std::slice::from_ref(&new_name.to_string()))?;
-            let changed = ObjectFields {
-                id: object.id(),
-                name: new_name.to_string(),
-                ..ObjectFields::default()
-            };
-            let items = vec![Item { object: changed, ..Item::default() }];
+            let items = vec![item_of(&object, |object| object.name = new_name.to_string())];
             self.run(&mut commands, Record { verb: Verb::Rename, items })?;
         }
         Ok(self.info(&object))
@@ -217,11 +268,7 @@ impl Engine {
             ));
         }
         let was = objects.iter().map(|object| self.info(object)).collect();
-        let item = |object: &Arc<Object>| Item {
-            object: ObjectFields { id: object.id(), ..ObjectFields::default() },
-            ..Item::default()
-        };
-        let items = objects.iter().map(item).collect();
+        let items = objects.iter().map(|object| item_of(object, |_| {})).collect();
         self.run(&mut commands, Record { verb: Verb::Delete, items })?;
         Ok(was)
     }
@@ -252,7 +299,7 @@ impl Engine {
         // Attaching takes the same lock: from here on what was found detached stays so until the
         // gate is passed.
         let attaching = self.attaching.write();
-        check_detached(prepared.ending())?;
+        check_detached(&prepared.ending())?;
         self.space.reserve(prepared.places());
         prepared.warm();
         let mut gate = self
@@ -260,7 +307,7 @@ impl Engine {
             .enter_command(&bytes)
             .inspect_err(|_| self.space.unreserve(prepared.places()))?;
         let position = gate.record(bytes);
-        prepared.enact(InGate::closed(&gate), position);
+        prepared.enact(InGate::closed(&gate), &self.space, position);
         let sequence = gate.sequence();
         drop(gate);
         drop(attaching);
@@ -278,7 +325,7 @@ impl Engine {
     fn fields(
         &self,
         commands: &mut Commands,
-        batch: &Batch,
+        batch: &Batch<'_>,
         name: &str,
         kind: ObjectKind,
         size_bytes: u64,
@@ -297,6 +344,7 @@ impl Engine {
             size_bytes,
             batch: batch.uuid,
             created_ns: batch.created_ns,
+            attributes: batch.attributes.to_vec(),
             ..ObjectFields::default()
         })
     }
@@ -304,7 +352,7 @@ impl Engine {
     fn snapshot_item(
         &self,
         commands: &mut Commands,
-        batch: &Batch,
+        batch: &Batch<'_>,
         volume: &Arc<Object>,
         name: &str,
     ) -> Result<Item> {
@@ -347,7 +395,7 @@ impl Engine {
         let mut volumes = Vec::with_capacity(names.len());
         for name in names {
             let object = self.find_object(name)?;
-            if object.kind != ObjectKind::Volume {
+            if object.kind() != ObjectKind::Volume {
                 return Err(invalid(
                     "not_a_volume",
                     format!("'{name}' is a snapshot and never changes; hint: clone it"),
@@ -365,20 +413,65 @@ impl Engine {
     }
 }
 
-/// What all objects of one command share.
-struct Batch {
-    uuid: Uuid,
-    created_ns: u64,
+/// A record's item that changes an object.
+fn item_of(object: &Object, change: impl FnOnce(&mut ObjectFields)) -> Item {
+    let mut changed = ObjectFields { id: object.id(), ..ObjectFields::default() };
+    change(&mut changed);
+    Item { object: changed, ..Item::default() }
 }
 
-impl Batch {
-    fn new() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Batch {
-            uuid: Uuid::now_v7(),
-            created_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
-        }
+fn check_counts<T>(volumes: &[String], others: &[T], what: &str) -> Result<()> {
+    if volumes.len() == others.len() {
+        return Ok(());
     }
+    let text = format!("{} {what} for {} volumes; hint: one for each", others.len(), volumes.len());
+    Err(invalid("counts_differ", text))
+}
+
+fn check_revert(volume: &Object, snapshot: &Object, take_size: bool) -> Result<()> {
+    if snapshot.kind() != ObjectKind::Snapshot {
+        let text = format!("'{}' is a volume; hint: revert to a snapshot", snapshot.name());
+        return Err(invalid("not_a_snapshot", text));
+    }
+    if snapshot.size_bytes() > volume.size_bytes() && !take_size {
+        let text = format!(
+            "snapshot '{}' has {} bytes, volume '{}' only {}; \
+             hint: ask for the snapshot's size too",
+            snapshot.name(),
+            snapshot.size_bytes(),
+            volume.name(),
+            volume.size_bytes()
+        );
+        return Err(invalid("revert_too_small", text));
+    }
+    Ok(())
+}
+
+/// What all objects of one command share.
+struct Batch<'a> {
+    uuid: Uuid,
+    created_ns: u64,
+    attributes: &'a [u8],
+}
+
+impl<'a> Batch<'a> {
+    fn new(attributes: &'a [u8]) -> Result<Self> {
+        check_attributes(attributes)?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let created_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        Ok(Batch { uuid: Uuid::now_v7(), created_ns, attributes })
+    }
+}
+
+fn check_attributes(attributes: &[u8]) -> Result<()> {
+    if attributes.len() <= ATTRIBUTES_BYTES_MAX {
+        return Ok(());
+    }
+    let text = format!(
+        "attributes of {} bytes; hint: at most {ATTRIBUTES_BYTES_MAX} for each object",
+        attributes.len()
+    );
+    Err(invalid("attributes_too_large", text))
 }
 
 fn invalid(code: &'static str, text: String) -> EngineError {

@@ -67,7 +67,7 @@ impl VolumeDevice {
     fn check_write(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
         if self.read_only() {
             let text = format!(
-                "'{}' cannot be written to: it is a snapshot, or the pool is open for reading only; \
+                "'{}' cannot be written to: it is a snapshot, or the pool is open for reading; \
                  hint: clone it",
                 self.object.name()
             );
@@ -117,14 +117,15 @@ impl VolumeDevice {
 
     /// One write, at most 1 MiB and the partial blocks around it, in one hold of the gate.
     fn write_piece(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<()> {
+        let range = (offset_bytes, bytes.len() as u64);
         let first = offset_bytes / BLOCK_BYTES_U64;
         if offset_bytes.is_multiple_of(BLOCK_BYTES_U64) && bytes.len().is_multiple_of(BLOCK_BYTES) {
-            self.append(&[(first, bytes)], &[], None, fua)?;
+            self.append(range, &[(first, bytes)], &[], None, fua)?;
             return Ok(());
         }
         loop {
             let merged = self.merge(offset_bytes, bytes)?;
-            if self.append(&[(first, &merged.bytes)], &merged.edges, None, fua)? {
+            if self.append(range, &[(first, &merged.bytes)], &merged.edges, None, fua)? {
                 return Ok(());
             }
         }
@@ -165,6 +166,7 @@ impl VolumeDevice {
     /// `edges` is not what it was.
     fn append(
         &self,
+        range: (u64, u64),
         runs: &[(u64, &[u8])],
         edges: &[(u64, Option<Locator>)],
         clear: Option<Clear>,
@@ -178,8 +180,9 @@ impl VolumeDevice {
                 crc_blocks(bytes, checksums);
             }
             let mut gate = log.enter_write(blocks_count as u64)?;
-            self.check_living()?;
-            let token = crate::head::InGate::closed(&gate);
+            // Again: the object may have ended, frozen or shrunk since the request was checked.
+            self.check_write(range.0, range.1)?;
+            let token = InGate::closed(&gate);
             if !self.edges_hold(token, edges) {
                 return Ok(None);
             }
@@ -270,7 +273,8 @@ impl VolumeDevice {
             let mut runs: Vec<(u64, &[u8])> = Vec::with_capacity(2);
             runs.extend(before.as_deref().map(|bytes| (first - 1, bytes)));
             runs.extend(after.as_deref().map(|bytes| (end, bytes)));
-            if self.append(&runs, &edges, Some(Clear { trim, first, count: end - first }), fua)? {
+            let whole = Clear { trim, first, count: end - first };
+            if self.append((offset_bytes, length_bytes), &runs, &edges, Some(whole), fua)? {
                 return Ok(());
             }
         }
@@ -278,13 +282,14 @@ impl VolumeDevice {
 
     /// Zero a range that covers no whole block: parts of one block, or of two.
     fn zero_inside_blocks(&self, offset_bytes: u64, length: usize, fua: bool) -> Result<()> {
+        let range = (offset_bytes, length as u64);
         let first = offset_bytes / BLOCK_BYTES_U64;
         loop {
             let mut edges = Vec::with_capacity(2);
             let Some(bytes) = self.merge_zeros(offset_bytes, length, &mut edges)? else {
                 return Ok(());
             };
-            if self.append(&[(first, &bytes)], &edges, None, fua)? {
+            if self.append(range, &[(first, &bytes)], &edges, None, fua)? {
                 return Ok(());
             }
         }
@@ -318,7 +323,7 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn read_only(&self) -> bool {
-        self.object.kind == ObjectKind::Snapshot || self.engine.read_only()
+        self.object.kind() == ObjectKind::Snapshot || self.engine.read_only()
     }
 
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<()> {
@@ -461,7 +466,7 @@ pub(crate) fn replay_write(
     let object = table
         .get(id)
         .ok_or_else(|| format!("a write to object {:#x}, which is not there", id.0))?;
-    if object.kind != ObjectKind::Volume || count == 0 {
+    if object.kind() != ObjectKind::Volume || count == 0 {
         return Err(format!("a write of {count} blocks to object {:#x}", id.0));
     }
     let gate = InGate::replaying();
@@ -480,7 +485,7 @@ pub(crate) fn replay_clear(
 ) -> std::result::Result<(), String> {
     let object =
         table.get(id).ok_or_else(|| format!("a trim of object {:#x}, which is not there", id.0))?;
-    if object.kind != ObjectKind::Volume {
+    if object.kind() != ObjectKind::Volume {
         return Err(format!("a trim of snapshot {:#x}", id.0));
     }
     clear_map(object, space, InGate::replaying(), first, count, position);

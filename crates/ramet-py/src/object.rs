@@ -1,6 +1,7 @@
 //! What commands return of volumes and snapshots.
 
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use ramet_engine::{ObjectInfo, ObjectKind};
 
 /// See python/ramet/_core.pyi.
@@ -60,6 +61,11 @@ impl Object {
     #[getter]
     fn batch(&self) -> String {
         self.0.batch.to_string()
+    }
+
+    #[getter]
+    fn attributes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.attributes)
     }
 
     #[getter]

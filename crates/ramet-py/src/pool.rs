@@ -162,45 +162,81 @@ impl Pool {
         self.call(py, |engine| Ok(engine.taken(&names)))
     }
 
+    #[pyo3(signature = (names, size_bytes, attributes = Vec::new()))]
     fn create_volumes(
         &self,
         py: Python<'_>,
         names: Vec<String>,
         size_bytes: u64,
+        attributes: Vec<u8>,
     ) -> PyResult<Vec<Object>> {
-        self.call(py, |engine| engine.create_volumes(&names, size_bytes)).map(objects)
+        self.call(py, |engine| engine.create_volumes(&names, size_bytes, &attributes)).map(objects)
     }
 
+    #[pyo3(signature = (volumes, names, attributes = Vec::new()))]
     fn snapshot(
         &self,
         py: Python<'_>,
         volumes: Vec<String>,
         names: Vec<String>,
+        attributes: Vec<u8>,
     ) -> PyResult<Vec<Object>> {
-        self.call(py, |engine| engine.snapshot(&volumes, &names)).map(objects)
+        self.call(py, |engine| engine.snapshot(&volumes, &names, &attributes)).map(objects)
     }
 
-    #[pyo3(signature = (source, names, size_bytes = None))]
+    #[pyo3(signature = (source, names, size_bytes = None, attributes = Vec::new()))]
     fn clone(
         &self,
         py: Python<'_>,
         source: &str,
         names: Vec<String>,
         size_bytes: Option<u64>,
+        attributes: Vec<u8>,
     ) -> PyResult<Vec<Object>> {
-        self.call(py, |engine| engine.clone_object(source, &names, size_bytes)).map(objects)
+        let made = |engine: &Engine| engine.clone_object(source, &names, size_bytes, &attributes);
+        self.call(py, made).map(objects)
     }
 
-    #[pyo3(signature = (volume, snapshot, keep_name = None, take_size = false))]
+    #[pyo3(signature = (volumes, snapshots, keep_names = None, take_size = false))]
     fn revert(
         &self,
         py: Python<'_>,
-        volume: &str,
-        snapshot: &str,
-        keep_name: Option<&str>,
+        volumes: Vec<String>,
+        snapshots: Vec<String>,
+        keep_names: Option<Vec<String>>,
         take_size: bool,
     ) -> PyResult<Vec<Object>> {
-        self.call(py, |engine| engine.revert(volume, snapshot, keep_name, take_size)).map(objects)
+        let keep = keep_names.as_deref();
+        self.call(py, |engine| engine.revert(&volumes, &snapshots, keep, take_size)).map(objects)
+    }
+
+    fn freeze(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.freeze(&names)).map(objects)
+    }
+
+    #[pyo3(signature = (name, size_bytes, may_shrink = false))]
+    fn resize(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        size_bytes: u64,
+        may_shrink: bool,
+    ) -> PyResult<Object> {
+        let engine = &*self.engine;
+        self.call(py, |_| engine.resize(name, size_bytes, may_shrink)).map(Object)
+    }
+
+    fn set_attributes(
+        &self,
+        py: Python<'_>,
+        names: Vec<String>,
+        attributes: Vec<Vec<u8>>,
+    ) -> PyResult<()> {
+        self.call(py, |engine| engine.set_attributes(&names, &attributes))
+    }
+
+    fn diff(&self, py: Python<'_>, before: &str, after: &str) -> PyResult<Vec<(u64, u64, bool)>> {
+        self.call(py, |engine| engine.diff(before, after))
     }
 
     fn rename(&self, py: Python<'_>, name: &str, new_name: &str) -> PyResult<Object> {

@@ -17,7 +17,9 @@ def demo(arguments: Namespace) -> None:
         if arguments.pool:
             directory = Path(arguments.pool)
             if directory.exists() and any(directory.iterdir()):
-                raise ConflictError("demo_directory", f"'{directory}' is not empty; hint: a new one")
+                raise ConflictError(
+                    "demo_directory", f"'{directory}' is not empty; hint: a new one"
+                )
         else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ramet-demo-")))
         image = Path(arguments.image) if arguments.image else None

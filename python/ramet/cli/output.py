@@ -78,6 +78,7 @@ def print_object(record: ObjectRecord, uri: str, now_ns: int, as_json: bool) -> 
         "created": f"{record.created} ({format_age(record.created_ns, now_ns)} ago)",
         "parent": record.parent or "-",
         "source": record.source or "-",
+        "tags": " ".join(f"{key}={value}" for key, value in record.tags.items()) or "-",
         "attached": str(record.attached_count),
         "nbd": uri,
     }

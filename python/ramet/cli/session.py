@@ -9,11 +9,15 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ramet.client import Client
 from ramet.config import LOCK_WAIT_SECONDS_MAX, find_nbd_socket, find_pool_path, format_nbd_uri
 from ramet.errors import BusyError
 from ramet.verbs import PoolVerbs, Verbs
+
+if TYPE_CHECKING:
+    from ramet.pool import Pool
 
 RETRY_SECONDS = 0.05
 
@@ -49,7 +53,7 @@ def verbs_of(arguments: Namespace) -> Iterator[Verbs]:
 
 
 @contextmanager
-def _serve_here(pool: "Pool") -> Iterator[Path]:  # type: ignore[name-defined]  # noqa: F821
+def _serve_here(pool: "Pool") -> Iterator[Path]:
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="ramet-") as directory:

@@ -1,27 +1,30 @@
-"""`ramet snapshot create|list|show`."""
+"""`ramet snapshot create|list|show|tag`."""
 
 import time
 from argparse import Namespace
 
 from ramet.cli.output import print_names, print_objects
 from ramet.cli.session import verbs_of
-from ramet.cli.volume import show
+from ramet.cli.volume import list_kind, show, tag
 from ramet.errors import InvalidError
+from ramet.tags import parse_selector, parse_tags
 
-__all__ = ["create", "list_all", "show"]
+__all__ = ["create", "list_all", "show", "tag"]
 
 
 def create(arguments: Namespace) -> None:
     """Take one instant of volumes."""
-    if bool(arguments.volumes) == arguments.all_volumes:
-        raise InvalidError("volumes_not_given", "which volumes? hint: name them, or --all, not both")
+    selector, tags = parse_selector(arguments.tag), parse_tags(arguments.set_tag)
+    if bool(arguments.volumes) + arguments.all_volumes + bool(selector) != 1:
+        text = "which volumes? hint: name them, or --all, or --tag, one of them"
+        raise InvalidError("volumes_not_given", text)
     with verbs_of(arguments) as verbs:
-        made = verbs.snapshot(arguments.volumes, arguments.all_volumes, arguments.name)
+        made = verbs.snapshot(
+            arguments.volumes, arguments.all_volumes, arguments.name, selector, tags
+        )
     print_names(made, (item.name for item in made), arguments.json)
 
 
 def list_all(arguments: Namespace) -> None:
     """List the snapshots."""
-    with verbs_of(arguments) as verbs:
-        found = [item for item in verbs.objects() if item.kind == "snapshot"]
-    print_objects(found, arguments.json, time.time_ns())
+    print_objects(list_kind(arguments, "snapshot"), arguments.json, time.time_ns())

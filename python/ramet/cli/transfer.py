@@ -1,6 +1,6 @@
 """`ramet volume import|export`: disk images through qemu-img, over NBD.
 
-Invariants: sparse stays sparse; an import that fails leaves no volume, an export that fails no file.
+Invariants: sparse stays sparse; an import that fails leaves no volume, a failed export no file.
 """
 
 import json
@@ -11,12 +11,16 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from ramet.cli.output import print_json
 from ramet.cli.session import verbs_of
 from ramet.config import format_nbd_uri
 from ramet.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from ramet.verbs import Verbs
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SECTOR_BYTES = 512
 PROGRESS = re.compile(rb"\(([0-9.]+)/100%\)")
@@ -28,7 +32,7 @@ def import_image(arguments: Namespace) -> None:
     file = Path(arguments.file)
     if not file.exists():
         raise NotFoundError("image_not_found", f"no file '{file}'; hint: check its path")
-    size_bytes = inspect(file)["virtual-size"]
+    size_bytes = inspect(file).size_bytes
     size_bytes = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
     if size_bytes == 0:
         raise InvalidError("image_empty", f"'{file}' has no bytes; hint: give a disk image")
@@ -53,7 +57,7 @@ def copy_in(verbs: Verbs, file: Path, name: str) -> None:
         uri = format_nbd_uri(name, socket_path)
         convert(
             ["-n", "--target-is-zero", "-m", QUEUE_REQUESTS, "-W"],
-            ["-f", inspect(file)["format"], str(file)],
+            ["-f", inspect(file).kind, str(file)],
             ["-O", "raw", uri],
             f"importing {name}",
         )
@@ -77,7 +81,7 @@ def export_image(arguments: Namespace) -> None:
                     ["-O", kind, str(part)],
                     f"exporting {found.name}",
                 )
-            os.replace(part, file)
+            part.replace(file)
         finally:
             part.unlink(missing_ok=True)
     if arguments.json:
@@ -86,17 +90,24 @@ def export_image(arguments: Namespace) -> None:
         print(file)
 
 
-def inspect(file: Path) -> dict[str, "int | str"]:
-    """Say what qemu-img says of a file: its format and virtual size, of raw and qcow2 only.
+class Image(NamedTuple):
+    """What a disk image says of itself."""
 
-    Example: inspect(Path("debian.qcow2"))["virtual-size"]
+    kind: str
+    """`raw` or `qcow2`."""
+    size_bytes: int
+
+
+def inspect(file: Path) -> Image:
+    """Say what qemu-img says of a file, which must be raw or qcow2.
+
+    Example: inspect(Path("debian.qcow2")).size_bytes
     """
-    told = _run([*_program(), "info", "--output=json", str(file)])
-    about = json.loads(told)
-    if about["format"] not in ("raw", "qcow2"):
-        text = f"'{file}' is a {about['format']} image; hint: convert it to raw or qcow2 first"
+    told = json.loads(_run([*_program(), "info", "--output=json", str(file)]))
+    if told["format"] not in ("raw", "qcow2"):
+        text = f"'{file}' is a {told['format']} image; hint: convert it to raw or qcow2 first"
         raise InvalidError("image_format", text)
-    return about
+    return Image(told["format"], told["virtual-size"])
 
 
 def convert(options: list[str], source: list[str], target: list[str], title: str) -> None:
@@ -126,7 +137,7 @@ def _show_progress(descriptor: int, title: str) -> None:
                 bar.update(task, completed=float(found[-1]))
 
 
-def _console() -> "Console":  # type: ignore[name-defined]  # noqa: F821
+def _console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True)

@@ -1,7 +1,7 @@
 """The demonstration: a golden image, a thousand clones, one instant under load, a kill.
 
 Runs the product as a user would, `ramet` as child processes and clients over NBD, and proves each
-claim by reading back. Called by cli/demo. Invariant: every figure it gives was measured in this run.
+claim by reading back. Called by cli/demo. Invariant: every figure was measured in this run.
 """
 
 import os
@@ -135,10 +135,12 @@ def revert_one(client: Client, clones: list[str], say: Say) -> None:
         before = probe.read(0, 4096)
         probe.write(0, b"\xa5" * 4096)
         probe.flush()
-    client.revert(name, f"{name}@demo", "{volume}@discarded", False, True)
+    client.revert([(name, f"{name}@demo")], "{volume}@discarded", False, True)
     with Probe(client.nbd_path, name) as probe, Probe(client.nbd_path, f"{name}@discarded") as kept:
         if probe.read(0, 4096) != before or kept.read(0, 4096) != b"\xa5" * 4096:
-            raise InternalError("revert_differs", f"'{name}' is not its snapshot; hint: report this")
+            raise InternalError(
+                "revert_differs", f"'{name}' is not its snapshot; hint: report this"
+            )
     say(f"proved: {name} was reverted, and what it had is kept as {name}@discarded")
 
 
@@ -155,7 +157,7 @@ def reopen(pool: Path, stamper: Stamper, image: Path, report: Report, say: Say) 
         compare(image, format_nbd_uri("golden@1", client.nbd_path))
         process.send_signal(signal.SIGTERM)
         if process.wait() != 0:
-            raise InternalError("service_failed", "the service did not end well; hint: report this")
+            raise InternalError("service_end", "the service did not end well; hint: report this")
 
 
 def measure_space(pool: Path, image: Path, clones_count: int, report: Report) -> None:

@@ -1,6 +1,6 @@
 """A real disk image to demonstrate with: an ext4 file system made from a tree of real files.
 
-Calls mke2fs. Invariant: what is made holds the files of this Python's own library, so it needs no download.
+Calls mke2fs. Invariant: it holds the files of this Python's own library, and needs no download.
 """
 
 import shutil

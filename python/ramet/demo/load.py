@@ -1,8 +1,8 @@
 """Load through real clients, and the stamps that prove an instant.
 
-`Stampers` write one rising number across many volumes in order, each write answered before the next:
-so whatever a group snapshot holds must be a prefix of that sequence. Invariant: what is said to be
-flushed was answered by a flush.
+`Stampers` write one rising number across many volumes in order, each write answered before the
+next: so whatever a group snapshot holds must be a prefix of that sequence. Invariant: what is said
+to be flushed was answered by a flush.
 """
 
 import shutil
@@ -35,7 +35,9 @@ def read_stamp(probe: Probe, offset_bytes: int) -> int:
     block = probe.read(offset_bytes, STAMP_BYTES)
     number = int.from_bytes(block[:8], "little")
     if block != stamp(number):
-        raise InternalError("torn_stamp", f"a block at {offset_bytes} is not whole; hint: report this")
+        raise InternalError(
+            "torn_stamp", f"a block at {offset_bytes} is not whole; hint: report this"
+        )
     return number
 
 
@@ -66,7 +68,7 @@ class Stamper:
                 if number % FLUSH_EVERY == 0:
                     probe.flush()
                     self.flushed = number
-        except BaseException as error:  # Told to whoever waits for the thread.
+        except BaseException as error:  # noqa: BLE001 - told to whoever waits for the thread.
             self._failure = error
 
     def wait_for(self, count: int) -> None:
@@ -85,7 +87,7 @@ class Stamper:
             raise self._failure
 
     def check_instant(self, found: Sequence[int]) -> int:
-        """Hold stamps read from every volume against the sequence. Result: the last one of the instant.
+        """Hold stamps read from every volume against the sequence. Result: the instant's last one.
 
         Raises: InternalError (code not_an_instant).
         Example: stamper.check_instant([4, 5, 3])
@@ -117,7 +119,9 @@ def qemu_io_writers(socket_path: Path, names: Sequence[str], offset_bytes: int) 
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             running.append(process)
-            feeder = threading.Thread(target=_feed, args=(process, index, offset_bytes), daemon=True)
+            feeder = threading.Thread(
+                target=_feed, args=(process, index, offset_bytes), daemon=True
+            )
             feeder.start()
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A small, blocking NBD client: what the demonstration stamps volumes with, and measures each write by.
+"""A small, blocking NBD client: the demonstration stamps volumes and times each write with it.
 
 Pure Python, the standard library only, no pool. Invariant: an answer that is not what the protocol
 says is an error, never ignored. Source: the NBD protocol document, fixed newstyle, simple replies.
@@ -6,11 +6,12 @@ says is an error, never ignored. Source: the NBD protocol document, fixed newsty
 
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ramet.errors import CorruptError, NotFoundError, UnavailableError
+from ramet.errors import NotFoundError, UnavailableError
 
 MAGIC = 0x4E42444D41474943
 OPTION_MAGIC = 0x49484156454F5054
@@ -24,11 +25,11 @@ READ, WRITE, DISCONNECT, FLUSH = 0, 1, 2, 3
 
 
 class Probe:
-    """One connection to one export."""
+    """One connection to one export; `stream` is its socket."""
 
     def __init__(self, socket_path: Path, name: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(socket_path))
+        self.stream = socket.socket(socket.AF_UNIX)
+        self.stream.connect(str(socket_path))
         self._handle = 0
         self.size_bytes = self._negotiate(name)
 
@@ -45,11 +46,9 @@ class Probe:
 
     def close(self) -> None:
         """Say goodbye and close the connection."""
-        try:
-            self._socket.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
-        except OSError:
-            pass  # The server has gone before us.
-        self._socket.close()
+        with suppress(OSError):  # The server may have gone before us.
+            self.stream.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
+        self.stream.close()
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """Read; the server has verified what it answers."""
@@ -71,7 +70,7 @@ class Probe:
         encoded = name.encode()
         data = struct.pack(">I", len(encoded)) + encoded + struct.pack(">H", 0)
         head = struct.pack(">IQII", 3, OPTION_MAGIC, OPTION_GO, len(data))
-        self._socket.sendall(head + data)
+        self.stream.sendall(head + data)
         size_bytes = 0
         while True:
             _magic, _option, kind, length = struct.unpack(">QIII", self._receive(20))
@@ -80,7 +79,9 @@ class Probe:
                 return size_bytes
             if kind & 0x80000000:
                 said = body.decode(errors="replace")
-                raise NotFoundError("nbd_export", f"export '{name}': {said}; hint: ramet volume list")
+                raise NotFoundError(
+                    "nbd_export", f"export '{name}': {said}; hint: ramet volume list"
+                )
             if kind == REPLY_INFO and body[:2] == b"\0\0":
                 size_bytes = struct.unpack(">Q", body[2:10])[0]
 
@@ -89,18 +90,21 @@ class Probe:
         head = struct.pack(
             ">IHHQQI", REQUEST_MAGIC, 0, kind, self._handle, offset_bytes, length_bytes
         )
-        self._socket.sendall(head + data)
+        self.stream.sendall(head + data)
         magic, error, handle = struct.unpack(">IIQ", self._receive(16))
         if magic != REPLY_MAGIC or handle != self._handle:
             raise UnavailableError("nbd_protocol", "an answer to no request; hint: report this")
         if error:
-            raise CorruptError("nbd_error", f"request failed with errno {error}; hint: ramet stats")
+            text = f"request {kind} at {offset_bytes}: errno {error}; hint: ramet stats"
+            raise UnavailableError("nbd_error", text)
 
     def _receive(self, length: int) -> bytes:
         parts = bytearray()
         while len(parts) < length:
-            part = self._socket.recv(length - len(parts))
+            part = self.stream.recv(length - len(parts))
             if not part:
-                raise UnavailableError("nbd_closed", "the server closed the connection; hint: serve")
+                raise UnavailableError(
+                    "nbd_closed", "the server closed the connection; hint: serve"
+                )
             parts += part
         return bytes(parts)

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-import ramet
+from ramet import __version__
 from ramet.errors import InvalidError, RametError
 from ramet.service import Service
 from ramet.verbs import Verbs
@@ -39,6 +39,7 @@ class Create(msgspec.Struct, forbid_unknown_fields=True):
     names: list[str]
     size: str
     count: int | None = None
+    tags: dict[str, str] | None = None
 
 
 class Snap(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,6 +48,8 @@ class Snap(msgspec.Struct, forbid_unknown_fields=True):
     volumes: list[str] = []
     all_volumes: bool = False
     name: str | None = None
+    tagged: dict[str, str | None] | None = None
+    tags: dict[str, str] | None = None
 
 
 class Copy(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,16 +59,40 @@ class Copy(msgspec.Struct, forbid_unknown_fields=True):
     names: list[str]
     count: int | None = None
     size: str | None = None
+    tags: dict[str, str] | None = None
 
 
 class Revert(msgspec.Struct, forbid_unknown_fields=True):
-    """Give a volume a snapshot's content."""
+    """Give volumes the content of snapshots: pairs of both."""
 
-    volume: str
-    snapshot: str
+    pairs: list[tuple[str, str]]
     keep: bool | str = True
     take_size: bool = False
     force: bool = False
+
+
+class Freeze(msgspec.Struct, forbid_unknown_fields=True):
+    """Turn volumes into snapshots."""
+
+    names: list[str]
+    force: bool = False
+
+
+class Resize(msgspec.Struct, forbid_unknown_fields=True):
+    """Give a volume another size."""
+
+    name: str
+    size: str
+    shrink: bool = False
+    force: bool = False
+
+
+class Tag(msgspec.Struct, forbid_unknown_fields=True):
+    """Set and remove tags."""
+
+    names: list[str]
+    tags: dict[str, str] = {}
+    remove: list[str] = []
 
 
 class Rename(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,12 +132,24 @@ def parse(kind: type[Body], body: bytes) -> Body:
         raise InvalidError("bad_request", f"{error}; hint: see docs/reference/http.md") from error
 
 
+def asked(request: Request, name: str) -> str:
+    """Give a value of the request's query.
+
+    Raises: InvalidError (code bad_request) where it is absent.
+    Example: asked(request, "name")
+    """
+    value = request.query_params.get(name)
+    if value is None:
+        raise InvalidError("bad_request", f"no '{name}' in the query; hint: add ?{name}=...")
+    return value
+
+
 def build(service: Service) -> FastAPI:
     """Give the application that serves the verbs of a service.
 
     Example: build(service)
     """
-    app = FastAPI(title="Ramet", version=ramet.__version__)
+    app = FastAPI(title="Ramet", version=__version__)
     verbs: Verbs = service.verbs
 
     @app.exception_handler(RametError)
@@ -120,8 +159,8 @@ def build(service: Service) -> FastAPI:
 
     def post(path: str, kind: type[Any], call: Callable[[Any], object]) -> None:
         async def endpoint(request: Request) -> Response:
-            asked = parse(kind, await request.body())
-            return answer(await run_in_threadpool(call, asked))
+            body = parse(kind, await request.body())
+            return answer(await run_in_threadpool(call, body))
 
         endpoint.__doc__ = kind.__doc__
         app.add_api_route(path, endpoint, methods=["POST"], name=kind.__name__)
@@ -133,18 +172,46 @@ def build(service: Service) -> FastAPI:
         handler: Callable[[Request], Awaitable[Response]] = endpoint
         app.add_api_route(path, handler, methods=["GET"], name=name)
 
-    post("/v0/volumes", Create, lambda it: verbs.create_volumes(it.names, it.size, it.count))
-    post("/v0/snapshots", Snap, lambda it: verbs.snapshot(it.volumes, it.all_volumes, it.name))
-    post("/v0/clones", Copy, lambda it: verbs.clone(it.source, it.names, it.count, it.size))
-    post(
-        "/v0/reverts",
-        Revert,
-        lambda it: verbs.revert(it.volume, it.snapshot, it.keep, it.take_size, it.force),
-    )
-    post("/v0/renames", Rename, lambda it: verbs.rename(it.name, it.new_name).to_json())
-    post("/v0/deletes", Delete, lambda it: verbs.delete(it.names, it.force))
+    _add_verbs(post, verbs)
     get("/v0/objects", "objects", lambda _: [item.to_json() for item in verbs.objects()])
-    get("/v0/object", "object", lambda it: verbs.find_object(it.query_params["name"]).to_json())
+    get("/v0/object", "object", lambda it: verbs.find_object(asked(it, "name")).to_json())
+    get(
+        "/v0/diff", "diff", lambda it: verbs.diff(asked(it, "before"), asked(it, "after")).to_json()
+    )
     get("/v0/stats", "stats", lambda _: verbs.stats())
     get("/v0/service", "service", lambda _: service.describe())
     return app
+
+
+def _add_verbs(
+    post: Callable[[str, type[Any], Callable[[Any], object]], None], verbs: Verbs
+) -> None:
+    post(
+        "/v0/volumes",
+        Create,
+        lambda it: verbs.create_volumes(it.names, it.size, it.count, it.tags),
+    )
+    post(
+        "/v0/snapshots",
+        Snap,
+        lambda it: verbs.snapshot(it.volumes, it.all_volumes, it.name, it.tagged, it.tags),
+    )
+    post(
+        "/v0/clones",
+        Copy,
+        lambda it: verbs.clone(it.source, it.names, it.count, it.size, it.tags),
+    )
+    post(
+        "/v0/reverts",
+        Revert,
+        lambda it: verbs.revert(it.pairs, it.keep, it.take_size, it.force),
+    )
+    post("/v0/freezes", Freeze, lambda it: verbs.freeze(it.names, it.force))
+    post(
+        "/v0/resizes",
+        Resize,
+        lambda it: verbs.resize(it.name, it.size, it.shrink, it.force).to_json(),
+    )
+    post("/v0/tags", Tag, lambda it: [o.to_json() for o in verbs.tag(it.names, it.tags, it.remove)])
+    post("/v0/renames", Rename, lambda it: verbs.rename(it.name, it.new_name).to_json())
+    post("/v0/deletes", Delete, lambda it: verbs.delete(it.names, it.force))

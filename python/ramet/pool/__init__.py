@@ -1,34 +1,30 @@
 """The public API: `open`, `create` and `Pool`, with `Volume` and `Snapshot` of volume.py.
 
-Owns what happens once per command: names, patterns, sizes, and the order of commands. The only
-importer of `_core`, which owns what happens once per I/O or per map node. Invariant: commands of
+Owns what happens once per command: names, patterns, sizes, and the order of commands. This package
+is the only importer of `_core`, which owns what happens once per I/O or per map node; base.py has a
+pool's life and the look-ups, this file the verbs. Invariant: commands of
 one pool run one after the other, so a name that was found free stays free until the command that
 asked for it is through; reads and writes never wait here.
 """
 
 import os
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ramet import _core
-from ramet.errors import InvalidError, UnavailableError
 from ramet.names import (
-    NumberedNames,
     check_snapshot_name,
     check_volume_name,
     expand_snapshot_names,
     expand_volume_names,
-    format_time_name,
-    is_uuid,
 )
-from ramet.records import ObjectRecord
+from ramet.pool.base import PoolBase, as_list, describe, now_text
+from ramet.records import Diff, Extent, ObjectRecord
+from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
 from ramet.units import parse_size
-from ramet.volume import BlockDevice, Handle, ObjectLike, Snapshot, SnapshotLike, Volume, VolumeLike
+from ramet.volume import ObjectLike, Snapshot, SnapshotLike, Volume, VolumeLike
 
 __all__ = ["NbdServer", "Pool", "Snapshot", "Volume", "create", "open"]
 
@@ -109,7 +105,7 @@ class NbdServer:
         self._pool._close_server(self._core)  # noqa: SLF001 - one module, two halves of one thing.
 
 
-class Pool:
+class Pool(PoolBase):
     """An open pool, as `open` gives it: one flat namespace of volumes and snapshots.
 
     May be used from many threads. Commands over many objects are one commit: all of it is there
@@ -117,164 +113,39 @@ class Pool:
     `Snapshot`.
     """
 
-    def __init__(self, core: _core.Pool) -> None:
-        self._core = core
-        self._lock = threading.RLock()
-        self._process_id = os.getpid()
-        self._closed = False
-        self._servers: list[_core.NbdServer] = []
-        self._numbers = NumberedNames(core.taken)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Pool {self.path!r}>"
-
-    @property
-    def path(self) -> str:
-        """The pool's directory."""
-        return self._core.path
-
-    @property
-    def uuid(self) -> str:
-        """The pool's UUID, which never changes."""
-        return self._core.uuid
-
-    @property
-    def read_only(self) -> bool:
-        """Whether it was opened for reading only."""
-        return self._core.read_only
-
-    def close(self) -> None:
-        """Stop its NBD servers, make everything durable, and let others open the pool. Idempotent.
-
-        Everything else raises UnavailableError afterwards. In a process that was forked off it does
-        nothing: the pool stays with the one that opened it.
-        Example: ramet.open(directory / "other", create=True).close()
-        """
-        if os.getpid() != self._process_id:
-            return
-        with self._lock:
-            self._closed = True
-            servers, self._servers = self._servers, []
-            for server in servers:
-                server.close()
-            self._core.close()
-
-    # Objects
-
-    def create_volume(self, name: str, size: str | int) -> Volume:
+    def create_volume(self, name: str, size: str | int, *, tags: Tags | None = None) -> Volume:
         """Make one volume, which reads as zeros; see `create_volumes`, which makes many.
 
         `size`: bytes, or a text such as "10GiB"; a positive multiple of 512, up to 256 TiB. Takes
-        no space.
+        no space. `tags`: keys and values, see `tag`.
         Result: the volume. Durable on return.
         Raises: InvalidError for a bad name or size; ConflictError where the name is taken;
         ReadOnlyError; FullError.
         Example: pool.create_volume("data", "10GiB")
         """
-        return self.create_volumes([name], size)[0]
+        return self.create_volumes([name], size, tags=tags)[0]
 
     def create_volumes(
-        self, names: str | Iterable[str], size: str | int, *, count: int | None = None
+        self,
+        names: str | Iterable[str],
+        size: str | int,
+        *,
+        count: int | None = None,
+        tags: Tags | None = None,
     ) -> list[Volume]:
         """Make many volumes of one size in one commit.
 
-        `names`: a pattern with `{n}` (1 to `count`) and `{time}`, or a list of names; `size` as in
-        `create_volume`.
+        `names`: a pattern with `{n}` (1 to `count`) and `{time}`, or a list of names; `size` and
+        `tags` as in `create_volume`, the same for all.
         Result: the volumes, in order. Durable on return.
         Raises: as `create_volume`; on any error none is made.
         Example: pool.create_volumes("disk-{n}", "1GiB", count=3)
         """
-        size_bytes = parse_size(size)
+        size_bytes, attributes = parse_size(size), _attributes(tags)
         with self._command():
-            new_names = expand_volume_names(names, count, time_text=_now_text())
-            made = self._core.create_volumes(new_names, size_bytes) if new_names else []
+            new_names = expand_volume_names(names, count, time_text=now_text())
+            made = self._core.create_volumes(new_names, size_bytes, attributes) if new_names else []
             return [Volume(self, item.uuid, item.name) for item in made]
-
-    def volume(self, name: str) -> Volume:
-        """Find a volume by name or UUID.
-
-        Raises: NotFoundError; InvalidError (code not_a_volume) where it is a snapshot.
-        Example: pool.volume("db")
-        """
-        return self._volume_of(self._find(name))
-
-    def snapshot_named(self, name: str) -> Snapshot:
-        """Find a snapshot by name or UUID.
-
-        Raises: NotFoundError; InvalidError (code not_a_snapshot) where it is a volume.
-        Example: pool.snapshot_named("db@1")
-        """
-        return self._snapshot_of(self._find(name))
-
-    def get(self, name: str) -> Volume | Snapshot:
-        """Find a volume or a snapshot by name or UUID.
-
-        Raises: NotFoundError.
-        Example: pool.get("db@1").size_bytes
-        """
-        return self._handle_of(self._find(name))
-
-    def volumes(self) -> list[Volume]:
-        """List the volumes, sorted by name.
-
-        Example: [volume.name for volume in pool.volumes()]
-        """
-        return [Volume(self, it.uuid, it.name) for it in self._list() if it.kind == "volume"]
-
-    def snapshots(self) -> list[Snapshot]:
-        """List the snapshots, sorted by name.
-
-        Example: [snapshot.name for snapshot in pool.snapshots()]
-        """
-        return [Snapshot(self, it.uuid, it.name) for it in self._list() if it.kind == "snapshot"]
-
-    def objects(self) -> list[ObjectRecord]:
-        """Describe all volumes and snapshots as they are now, sorted by name.
-
-        Example: sum(record.mapped_bytes for record in pool.objects())
-        """
-        return [_describe(item) for item in self._list()]
-
-    def record(self, target: ObjectLike) -> ObjectRecord:
-        """Describe one object as it is now.
-
-        Raises: NotFoundError.
-        Example: pool.record("db").created
-        """
-        return _describe(self._find(target))
-
-    def records(self, targets: Iterable[ObjectLike]) -> list[ObjectRecord]:
-        """Describe several objects as they are at one moment, in the order given.
-
-        Raises: NotFoundError for the first that is not there.
-        Example: pool.records(["db", "db@1"])
-        """
-        with self._command():
-            return [_describe(item) for item in self._find_all(targets)]
-
-    def open_device(self, target: ObjectLike) -> BlockDevice:
-        """Open one object for I/O in this process; it does not count as attached.
-
-        Result: size_bytes, read, read_into, write, trim, write_zeroes, flush, as in `Volume`. A
-        snapshot's raises ReadOnlyError where it is to be changed.
-        Raises: NotFoundError.
-        Example: pool.open_device("db").read(0, 4096)
-        """
-        self._check_usable()
-        return self._core.open_device(_key(target))
-
-    # Verbs
 
     def snapshot(
         self,
@@ -282,10 +153,14 @@ class Pool:
         *,
         name: str | Iterable[str] | None = None,
         all_volumes: bool = False,
+        tagged: Selector | None = None,
+        tags: Tags | None = None,
     ) -> list[Snapshot]:
         """Take a snapshot of one, several or all volumes at one instant.
 
-        `volumes`: one or a list; None with `all_volumes`. `name`: a pattern with `{volume}`, `{n}`
+        `volumes`: one or a list; None with `all_volumes`, or with `tagged`: those that have all of
+        these tags, a value of None standing for any. `tags`: of the snapshots, see `tag`; they
+        inherit none. `name`: a pattern with `{volume}`, `{n}`
         and `{time}`, or a list with one name for each; None: VOLUME@N, N the first free number.
         Every write completed before the call is in, none that starts after it, for all volumes at
         the same point. Up to 65,536 in one command; writers are not stalled by their number.
@@ -296,22 +171,15 @@ class Pool:
         none is made.
         Example: pool.snapshot(all_volumes=True, name="{volume}@{time}")
         """
-        if (volumes is None) != all_volumes:
-            raise InvalidError(
-                "volumes_not_given",
-                "which volumes? hint: give volumes, or all_volumes=True, not both",
-            )
+        attributes = _attributes(tags)
         with self._command():
-            if volumes is None:
-                found = [item for item in self._list() if item.kind == "volume"]
-            else:
-                found = self._find_all(_as_list(volumes))
+            found = self._find_volumes(volumes, all_volumes, tagged)
             parents = [item.name for item in found]
             if name is None:
                 names = self._numbers.first_free(parents)
             else:
-                names = expand_snapshot_names(name, parents, time_text=_now_text())
-            made = self._core.snapshot(parents, names) if found else []
+                names = expand_snapshot_names(name, parents, time_text=now_text())
+            made = self._core.snapshot(parents, names, attributes) if found else []
             self._numbers.learn(names)
             return [Snapshot(self, item.uuid, item.name) for item in made]
 
@@ -322,13 +190,14 @@ class Pool:
         *,
         count: int | None = None,
         size: str | int | None = None,
+        tags: Tags | None = None,
     ) -> list[Volume]:
         """Make one or thousands of volumes that start with the content of `source`, in one commit.
 
         `source`: a snapshot, or a volume (its content at the instant of the call). `names`: a
         pattern with `{n}` (1 to `count`), `{volume}` (the source's name) and `{time}`, or a list of
-        names. `size`: bytes or a text, not below the source's; None: the same. What is shared takes
-        no space.
+        names. `size`: bytes or a text, not below the source's; None: the same. `tags`: of the
+        clones, see `tag`; they inherit none. What is shared takes no space.
         Result: the volumes, in order. Durable on return. Costs the same whatever the size of the
         source.
         Raises: InvalidError for bad names or a smaller size; NotFoundError; ConflictError where a
@@ -336,10 +205,13 @@ class Pool:
         Example: pool.clone("db@1", "vm-{n}", count=1000)
         """
         size_bytes = None if size is None else parse_size(size)
+        attributes = _attributes(tags)
         with self._command():
             found = self._find(source)
-            new_names = expand_volume_names(names, count, time_text=_now_text(), volume=found.name)
-            made = self._core.clone(found.name, new_names, size_bytes) if new_names else []
+            new_names = expand_volume_names(names, count, time_text=now_text(), volume=found.name)
+            if not new_names:
+                return []
+            made = self._core.clone(found.name, new_names, size_bytes, attributes)
             return [Volume(self, item.uuid, item.name) for item in made]
 
     def revert(
@@ -362,16 +234,130 @@ class Pool:
         ConflictError where the name is taken; ReadOnlyError; FullError.
         Example: pool.revert("db", "db@1", keep="{volume}@before")
         """
+        kept = self.revert_many([(volume, snapshot)], keep=keep, take_size=take_size, force=force)
+        return kept[0] if kept else None
+
+    def revert_many(
+        self,
+        pairs: Iterable[tuple[VolumeLike, SnapshotLike]],
+        *,
+        keep: bool | str = True,
+        take_size: bool = False,
+        force: bool = False,
+    ) -> list[Snapshot]:
+        """Give several volumes each the content of a snapshot, all in one commit.
+
+        `pairs`: (volume, snapshot); options as in `revert`. Where `keep`, what is discarded is kept
+        as of one instant.
+        Result: the snapshots of what was discarded, in order; empty without `keep`. Durable on
+        return.
+        Raises: as `revert`; on any error none is reverted.
+        Example: pool.revert_many([("db", "db@1")], keep=False)
+        """
         with self._command():
-            target, source = self._find(volume), self._find(snapshot)
-            keep_name = None
+            asked = [(self._find(volume), self._find(snapshot)) for volume, snapshot in pairs]
+            targets = [target.name for target, _ in asked]
+            if not targets:
+                return []
+            keep_names = None
             if isinstance(keep, str):
-                keep_name = expand_snapshot_names(keep, [target.name], time_text=_now_text())[0]
+                keep_names = expand_snapshot_names(keep, targets, time_text=now_text())
             elif keep:
-                keep_name = self._numbers.first_free([target.name])[0]
-            with self._detached([target] if force else []):
-                made = self._core.revert(target.name, source.name, keep_name, take_size)
-            return None if keep_name is None else Snapshot(self, made[1].uuid, made[1].name)
+                keep_names = self._numbers.first_free(targets)
+            sources = [source.name for _, source in asked]
+            with self._detached([target for target, _ in asked] if force else []):
+                kept = self._core.revert(targets, sources, keep_names, take_size)
+            self._numbers.learn([item.name for item in kept])
+            return [Snapshot(self, item.uuid, item.name) for item in kept]
+
+    def freeze(
+        self, volumes: VolumeLike | Iterable[VolumeLike], *, force: bool = False
+    ) -> list[Snapshot]:
+        """Turn volumes into snapshots, for good, in one commit; they keep names and UUIDs.
+
+        `volumes`: one or a list. `force`: close NBD connections that have them open first.
+        Result: the snapshots, in order. Durable on return, with all writes they hold.
+        Raises: BusyError while one is attached and not `force`; InvalidError where one is a
+        snapshot already; NotFoundError; ReadOnlyError. On any error none is frozen.
+        Example: pool.freeze("db")
+        """
+        with self._command():
+            found = self._find_all(as_list(volumes))
+            if not found:
+                return []
+            with self._detached(found if force else []):
+                frozen = self._core.freeze([item.name for item in found])
+            return [Snapshot(self, item.uuid, item.name) for item in frozen]
+
+    def resize(
+        self, volume: VolumeLike, size: str | int, *, shrink: bool = False, force: bool = False
+    ) -> ObjectRecord:
+        """Give a volume another size; what is added reads as zeros.
+
+        `size`: as in `create_volume`. `shrink`: allow a smaller one, which discards what lies
+        behind it. `force`: when shrinking, close NBD connections that have it open first. A client
+        sees another size with its next connection.
+        Result: the volume as it is now. Durable on return.
+        Raises: InvalidError for a bad size, or a smaller one without `shrink`; BusyError when
+        shrinking while attached and not `force`; NotFoundError; ReadOnlyError.
+        Example: pool.resize("db", "20GiB")
+        """
+        size_bytes = parse_size(size)
+        with self._command():
+            found = self._find(volume)
+            closing = force and shrink and size_bytes < found.size_bytes
+            with self._detached([found] if closing else []):
+                return describe(self._core.resize(found.name, size_bytes, shrink))
+
+    def tag(
+        self,
+        targets: ObjectLike | Iterable[ObjectLike],
+        tags: Tags,
+        *,
+        remove: Iterable[str] = (),
+    ) -> list[ObjectRecord]:
+        """Set and remove tags of volumes and snapshots, in one commit.
+
+        `targets`: one or a list. `tags`: a key has 1 to 63 of `A-Z a-z 0-9 . _ / : -` and starts
+        with a letter or digit, a value has up to 1,024 bytes of UTF-8; an object has up to 64.
+        `remove`: keys; those that are not there are no error.
+        Result: the objects as they are now, in order. Durable on return.
+        Raises: InvalidError for a bad tag; NotFoundError; ReadOnlyError where the pool is open for
+        reading. On any error none is changed.
+        Example: pool.tag(["db", "db@1"], {"env": "prod"}, remove=["old"])
+        """
+        added, removed = check_tags(tags), set(remove)
+        with self._command():
+            found = list({item.uuid: item for item in self._find_all(as_list(targets))}.values())
+            attributes = []
+            for item in found:
+                held = {
+                    key: it for key, it in tags_of(item.attributes).items() if key not in removed
+                }
+                attributes.append(attributes_with(item.attributes, check_tags({**held, **added})))
+            if found:
+                self._core.set_attributes([item.name for item in found], attributes)
+            return [describe(self._core.find(item.uuid)) for item in found]
+
+    def diff(self, before: ObjectLike, after: ObjectLike) -> Diff:
+        """Say what differs between any two volumes or snapshots, related or not.
+
+        Result: both sizes, and the extents of 4 KiB blocks in which `after` may differ, sorted; up
+        to the larger size. A volume is taken as it is at the call. Where blocks were written again
+        with the same bytes they count as different. The cost follows what differs, not the sizes.
+        Raises: NotFoundError; UnavailableError after the pool was closed.
+        Example: [extent.offset_bytes for extent in pool.diff("db@1", "db").extents]
+        """
+        with self._command():
+            first, second = self._find(before), self._find(after)
+            extents = self._core.diff(first.name, second.name)
+            return Diff(
+                first.name,
+                second.name,
+                first.size_bytes,
+                second.size_bytes,
+                [Extent(*extent) for extent in extents],
+            )
 
     def rename(self, target: ObjectLike, new_name: str) -> ObjectRecord:
         """Give an object another name; it keeps its UUID, and connections that have it open go on.
@@ -386,7 +372,7 @@ class Pool:
             (check_volume_name if found.kind == "volume" else check_snapshot_name)(new_name)
             renamed = self._core.rename(found.name, new_name)
             self._numbers.forget([found.name])
-            return _describe(renamed)
+            return describe(renamed)
 
     def delete(
         self, targets: ObjectLike | Iterable[ObjectLike], *, force: bool = False
@@ -400,13 +386,13 @@ class Pool:
         Example: pool.delete(["db", "db@1"])
         """
         with self._command():
-            found = self._find_all(_as_list(targets))
+            found = self._find_all(as_list(targets))
             if not found:
                 return []
             with self._detached(found if force else []):
                 deleted = self._core.delete([item.name for item in found])
             self._numbers.forget([item.name for item in deleted])
-            return [_describe(item) for item in deleted]
+            return [describe(item) for item in deleted]
 
     def flush(self) -> None:
         """Make durable every write of every volume that was completed before the call.
@@ -441,110 +427,6 @@ class Pool:
             self._servers.append(server)
             return NbdServer(server, self)
 
-    # Below: what the verbs share.
 
-    @contextmanager
-    def _command(self) -> Iterator[None]:
-        self._check_usable()
-        with self._lock:
-            yield
-
-    def _check_usable(self) -> None:
-        # After a fork the lock may be held by a thread that is not here: never wait for it.
-        if os.getpid() != self._process_id:
-            raise UnavailableError(
-                "pool_forked",
-                f"pool '{self.path}' was opened by process {self._process_id},"
-                f" this is {os.getpid()};"
-                " hint: open it after the fork, in one of them",
-            )
-        if self._closed:
-            raise UnavailableError(
-                "pool_closed", f"pool '{self.path}' was closed; hint: open it again"
-            )
-
-    @contextmanager
-    def _detached(self, items: Iterable[_core.Object]) -> Iterator[None]:
-        """Close the connections to `items`, and let nobody open them before the block is left."""
-        object_ids = [item.id for item in items]
-        servers = self._servers if object_ids else []
-        try:
-            for server in servers:
-                server.close_connections(object_ids)
-            yield
-        finally:
-            for server in servers:
-                server.allow_connections(object_ids)
-
-    def _close_server(self, server: _core.NbdServer) -> None:
-        if os.getpid() != self._process_id:
-            return
-        with self._lock:
-            self._servers = [other for other in self._servers if other is not server]
-        server.close()
-
-    def _list(self) -> list[_core.Object]:
-        self._check_usable()
-        return self._core.list()
-
-    def _find(self, target: ObjectLike) -> _core.Object:
-        self._check_usable()
-        return self._core.find(_key(target))
-
-    def _find_all(self, targets: Iterable[ObjectLike]) -> list[_core.Object]:
-        # One by one: the cost follows what was asked for, not what else is in the pool.
-        return [self._core.find(_key(target)) for target in targets]
-
-    def _volume_of(self, item: _core.Object) -> Volume:
-        if item.kind != "volume":
-            raise _not_a_volume(item.name)
-        return Volume(self, item.uuid, item.name)
-
-    def _snapshot_of(self, item: _core.Object) -> Snapshot:
-        if item.kind != "snapshot":
-            raise InvalidError(
-                "not_a_snapshot", f"'{item.name}' is a volume; hint: take a snapshot of it first"
-            )
-        return Snapshot(self, item.uuid, item.name)
-
-    def _handle_of(self, item: _core.Object) -> Volume | Snapshot:
-        return self._volume_of(item) if item.kind == "volume" else self._snapshot_of(item)
-
-
-def _key(target: ObjectLike) -> str:
-    if isinstance(target, Handle):
-        return target.uuid
-    if not is_uuid(target):
-        check_snapshot_name(
-            target
-        )  # What can be no name is a mistake of the call, not a missing object.
-    return target
-
-
-def _as_list(targets: ObjectLike | Iterable[ObjectLike]) -> list[ObjectLike]:
-    return [targets] if isinstance(targets, str | Handle) else list(targets)
-
-
-def _not_a_volume(name: str) -> InvalidError:
-    return InvalidError(
-        "not_a_volume", f"'{name}' is a snapshot; hint: clone it, the clone is a volume"
-    )
-
-
-def _now_text() -> str:
-    return format_time_name(time.time_ns())
-
-
-def _describe(item: _core.Object) -> ObjectRecord:
-    return ObjectRecord(
-        item.uuid,
-        item.name,
-        item.kind,
-        item.size_bytes,
-        item.mapped_bytes,
-        item.created_ns,
-        item.parent,
-        item.source,
-        item.batch,
-        item.attached_count,
-    )
+def _attributes(tags: Tags | None) -> bytes:
+    return attributes_with(b"", check_tags(tags)) if tags else b""

@@ -1,0 +1,93 @@
+"""Say what the figures were measured on, and ask the system for its own figures.
+
+Reads /proc and the file system; changes nothing but the page cache and a probe file of its own.
+"""
+
+import os
+import platform
+import time
+from pathlib import Path
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+MIB = 1024 * 1024
+PROBE_BYTES = 8 * MIB  # What the log lets stay out of writeback: a commit may have to wait for it.
+
+
+def describe(directory: Path) -> dict[str, object]:
+    """Describe processor, memory, kernel and the file system that holds `directory`."""
+    memory_kib = _field(Path("/proc/meminfo"), "MemTotal").split()[0]
+    return {
+        "processor": _field(Path("/proc/cpuinfo"), "model name"),
+        "cores_count": os.cpu_count(),
+        "memory_bytes": int(memory_kib) * 1024,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "file_system": file_system(directory),
+        "load_average": os.getloadavg(),
+    }
+
+
+def file_system(directory: Path) -> str:
+    """Name the type of the file system that holds `directory`, such as ext4."""
+    device = directory.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == wanted:
+            return after.split()[0]
+    return "unknown"
+
+
+def _field(path: Path, name: str) -> str:
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return "unknown"
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is resident and its own (not of files)."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return (int(fields[1]) - int(fields[2])) * PAGE_BYTES
+
+
+def processor_seconds(process_id: int) -> float:
+    """Processor time that a process has used so far."""
+    text = Path(f"/proc/{process_id}/stat").read_text()
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def drop_caches(directory: Path) -> None:
+    """Let the page cache forget the files below `directory`; needs no rights."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fdatasync(handle)
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(handle)
+
+
+def device_commit_ms(directory: Path, length_bytes: int = PROBE_BYTES) -> float:
+    """Time the device: milliseconds to append `length_bytes` to an allocated file, and to sync it.
+
+    That is what a commit of the log cannot be faster than.
+    """
+    path = directory / "device-probe"
+    data = memoryview(os.urandom(length_bytes))
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        os.posix_fallocate(handle, 0, length_bytes)
+        os.fsync(handle)
+        begun = time.perf_counter()
+        written = 0
+        while written < length_bytes:
+            written += os.pwrite(handle, data[written : written + MIB], written)
+        os.fdatasync(handle)
+        return (time.perf_counter() - begun) * 1000
+    finally:
+        os.close(handle)
+        path.unlink()
