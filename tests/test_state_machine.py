@@ -5,7 +5,7 @@ Hypothesis draws the sequences; `make soak` draws longer ones with new seeds.
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 import ramet
-from ramet.errors import ConflictError
+from ramet.errors import ConflictError, InvalidError
 
 BLOCK_BYTES = 4096
 SIZES = (512, BLOCK_BYTES, 3 * BLOCK_BYTES + 512, 65_536, 2**20, 2**21 + 512)
@@ -39,6 +39,7 @@ class Expected:
 
     kind: str
     content: bytearray
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -177,6 +178,59 @@ class PoolMachine(RuleBasedStateMachine):
             self.model[kept.name] = Expected("snapshot", bytearray(old))
         self.model[volume].content = new + bytes(len(old) - len(new))
 
+    @precondition(has_both)
+    @rule(which=st.lists(draws, min_size=1, max_size=3), to=draws, keep=st.booleans())
+    def revert_many(self, which: list[int], to: int, keep: bool) -> None:
+        volumes = list(dict.fromkeys(self.choose("volume", draw) for draw in which))
+        snapshot = self.choose("snapshot", to)
+        pairs = [(volume, snapshot) for volume in volumes]
+        kept = self.pool.revert_many(pairs, keep=keep, take_size=True)
+        assert len(kept) == (len(volumes) if keep else 0)
+        for handle, volume in zip(kept, volumes, strict=False):
+            self.model[handle.name] = Expected("snapshot", self.model[volume].content)
+        for volume in volumes:
+            self.model[volume].content = bytearray(self.model[snapshot].content)
+
+    @precondition(has_volume)
+    @rule(which=draws)
+    def freeze(self, which: int) -> None:
+        name = self.choose("volume", which)
+        assert [it.name for it in self.pool.freeze(name)] == [name]
+        self.model[name].kind = "snapshot"
+
+    @precondition(has_volume)
+    @rule(which=draws, size=st.sampled_from(SIZES))
+    def resize(self, which: int, size: int) -> None:
+        name = self.choose("volume", which)
+        content = self.model[name].content
+        if size < len(content):
+            with pytest.raises(InvalidError):
+                self.pool.resize(name, size)
+        assert self.pool.resize(name, size, shrink=True).size_bytes == size
+        self.model[name].content = content[:size] + bytes(max(0, size - len(content)))
+
+    @precondition(has_volume)
+    @rule(which=draws, key=st.sampled_from("ab"), value=st.text("xyzäü", max_size=3))
+    def tag(self, which: int, key: str, value: str) -> None:
+        name = self.choose("any", which)
+        tags = self.model[name].tags
+        self.pool.tag(name, {key: value}, remove=["b"])
+        tags.pop("b", None)
+        tags[key] = value
+
+    @precondition(has_volume)
+    @rule(which=draws, to=draws)
+    def diff(self, which: int, to: int) -> None:
+        before, after = self.choose("any", which), self.choose("any", to)
+        old, new = self.model[before].content, self.model[after].content
+        patched = old[: len(new)] + bytes(max(0, len(new) - len(old)))
+        for start, length, mapped in self.pool.diff(before, after).extents:
+            if not mapped:
+                assert not any(new[start : start + length])
+            if start < len(new):
+                patched[start : start + length] = new[start : start + length]
+        assert patched == new
+
     @rule(which=draws, name=st.sampled_from(NAMES))
     @precondition(has_volume)
     def rename(self, which: int, name: str) -> None:
@@ -218,9 +272,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_listing_is_that_of_the_model(self) -> None:
-        found = [(it.name, it.kind, it.size_bytes) for it in self.pool.objects()]
+        found = [(it.name, it.kind, it.size_bytes, it.tags) for it in self.pool.objects()]
         assert found == [
-            (name, it.kind, len(it.content)) for name, it in sorted(self.model.items())
+            (name, it.kind, len(it.content), it.tags) for name, it in sorted(self.model.items())
         ]
 
     @invariant()
