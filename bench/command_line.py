@@ -87,7 +87,7 @@ def _measure(bench: Bench, path: Path, socket: Path, count: int) -> None:
         names = ["clone-{n}", "--count", str(count)]
         found["clone.whole"].append(timed_ms(lambda: command(path, "clone", GOLDEN, *names)))
         found["clone.first_byte"].append(first_byte_ms(socket, count))
-        command(path, "delete", *[f"clone-{n}" for n in range(1, count + 1)])
+        command(path, "delete", "--force", *[f"clone-{n}" for n in range(1, count + 1)])
     idle = statistics.median(found["idle"])
     for verb in ("snapshot", "clone", "delete"):
         found[f"{verb}.over_idle"] = [it - idle for it in found[f"{verb}.whole"]]
