@@ -1,0 +1,124 @@
+"""A service as tests need it: `ramet serve` as a child process, to be asked, ended or killed.
+
+Invariant: when the block of `serving` is left, the process is gone, and whoever left it running
+got the same check as a user: SIGTERM ends it with 0.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbd_client
+from ramet.client import Client
+from ramet.config import format_nbd_uri
+
+RAMET = [sys.executable, "-m", "ramet"]
+END_SECONDS_MAX = 10  # What the service promises for SIGTERM.
+COMMAND_SECONDS_MAX = 50
+
+
+class Serving:
+    """A `ramet serve` that said it is ready."""
+
+    def __init__(self, pool_path: Path) -> None:
+        self.pool_path = pool_path
+        self.nbd_path = pool_path / "nbd.sock"
+        self.said: list[str] = []
+        self._process = subprocess.Popen(
+            [*RAMET, "-p", str(pool_path), "serve"], stderr=subprocess.PIPE, text=True
+        )
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.said.append(line)
+            if line.startswith("ready:"):
+                break
+        else:
+            self.wait()
+            raise AssertionError(f"the service did not start: {''.join(self.said)}")
+        # Somebody must go on reading, or the service waits for a full pipe.
+        self._reader = threading.Thread(target=self.said.extend, args=(self._process.stderr,))
+        self._reader.start()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def connect(self, export: str) -> nbd_client.NbdClient:
+        return nbd_client.connect(self.nbd_path, export)
+
+    def uri(self, export: str) -> str:
+        return format_nbd_uri(export, self.nbd_path)
+
+    @contextmanager
+    def verbs(self) -> Iterator[Client]:
+        """Be a client of the service, for one thread."""
+        client = Client.find(self.pool_path)
+        assert client is not None, f"nobody answers: {''.join(self.said)}"
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def stop(self) -> None:
+        """Tell it to end, as an init system does; it must end in time, with 0."""
+        self._process.send_signal(signal.SIGTERM)
+        code = self.wait()
+        assert code == 0, f"ended with {code}: {''.join(self.said)}"
+
+    def kill(self) -> None:
+        """End it without warning. Idempotent."""
+        self._process.kill()
+
+    def wait(self) -> int:
+        """Wait for the end. Result: its exit code, negative where a signal ended it."""
+        code = self._process.wait(END_SECONDS_MAX)
+        assert self._process.stderr is not None
+        if reader := getattr(self, "_reader", None):
+            reader.join()
+        self._process.stderr.close()
+        return code
+
+
+@contextmanager
+def serving(pool_path: Path) -> Iterator[Serving]:
+    """Serve a pool; afterwards stop it, unless the block stopped or killed it."""
+    served = Serving(pool_path)
+    try:
+        yield served
+        if served.running:
+            served.stop()
+    finally:
+        served.kill()
+        served.wait()
+
+
+def ramet(*arguments: object) -> str:
+    """Run a command as a user does; it must succeed. Result: what it printed."""
+    done = subprocess.run(
+        [*RAMET, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS_MAX,
+        check=False,
+    )
+    assert done.returncode == 0, f"ramet {arguments}: {done.returncode}: {done.stderr}"
+    return done.stdout
+
+
+def take_snapshots(client: Client, volumes: list[str], name: str) -> list[str]:
+    """Take one instant of `volumes`. Result: the names of the snapshots."""
+    return [made.name for made in client.snapshot(volumes, False, name)]
+
+
+def make_pool(pool_path: Path) -> Path:
+    """Make an empty pool with small segments, so that many are sealed in a short test."""
+    ramet("init", pool_path, "--segment-size", "1MiB")
+    return pool_path
