@@ -8,10 +8,14 @@
 //! Paths are relative to the store's root, with `/` between names (`segments/000000001000.seg`).
 
 mod error;
+mod fault;
 mod file;
+mod memory;
 
 pub use error::StoreError;
+pub use fault::{Fault, FaultStore, Kept, Operation, When};
 pub use file::FileStore;
+pub use memory::MemoryStore;
 
 use std::sync::Arc;
 
