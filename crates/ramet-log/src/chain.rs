@@ -6,7 +6,9 @@
 
 use crate::error::{LogError, Result};
 use crate::format::batch::BatchHeader;
-use crate::format::footer::{JournalBatch, Trailer, decode_journal};
+use crate::format::footer::{
+    CHECKSUMS_PER_PAGE, Column, JournalBatch, OWNERS_PER_PAGE, Trailer, decode_journal, decode_page,
+};
 use crate::format::segment::{LogEnd, SegmentHeader};
 use crate::segment::{segment_of_name, segment_path};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId, Sequence};
@@ -60,10 +62,9 @@ impl Chain {
             };
             let file = store.open(&segment_path(id), false)?;
             let mut page = vec![0; BLOCK_BYTES];
-            let header = match file.read_at(&mut page, 0) {
-                Ok(()) => check_header(&page, id, seed, log),
-                Err(StoreError::ShortRead { .. }) => Err(HeaderFault::Blank),
-                Err(other) => return Err(other.into()),
+            let header = match read_whole(&*file, &mut page, 0)? {
+                true => check_header(&page, id, seed, log),
+                false => Err(HeaderFault::Blank),
             };
             found.insert(id, header);
         }
@@ -154,7 +155,7 @@ impl Chain {
         };
         let file = store.open(&segment_path(id), false)?;
         let length = file.length_bytes()?;
-        if let Some((trailer, batches)) = load_sealed(&*file, length, header) {
+        if let Some((trailer, batches)) = load_sealed(&*file, length, header)? {
             loaded.durable = batches
                 .iter()
                 .map(|batch| batch.durable)
@@ -165,7 +166,7 @@ impl Chain {
                 (Some(trailer), batches, Some(length));
             return Ok(loaded);
         }
-        scan(&*file, length, header, &mut loaded);
+        scan(&*file, length, header, &mut loaded)?;
         Ok(loaded)
     }
 }
@@ -190,31 +191,82 @@ fn check_header(
     Ok(header)
 }
 
+/// Fill `buffer`; false where the file ends first. A medium that fails is an error and never an
+/// end: what could not be read may have been flushed.
+pub(crate) fn read_whole(file: &dyn File, buffer: &mut [u8], offset_bytes: u64) -> Result<bool> {
+    match file.read_at(buffer, offset_bytes) {
+        Ok(()) => Ok(true),
+        Err(StoreError::ShortRead { .. }) => Ok(false),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// The footer, where all of it is there: a power loss may have kept any part of one that was not
+/// synced, and the batches tell the same.
 fn load_sealed(
     file: &dyn File,
     length: u64,
     header: &SegmentHeader,
-) -> Option<(Trailer, Vec<JournalBatch>)> {
+) -> Result<Option<(Trailer, Vec<JournalBatch>)>> {
     let mut page = vec![0; BLOCK_BYTES];
-    file.read_at(&mut page, length.checked_sub(BLOCK_BYTES_U64)?).ok()?;
-    let trailer = Trailer::decode(&page, header.nonce, header.segment)?;
-    let end = trailer.journal_at.checked_add(trailer.journal_bytes)?;
-    if end > length || trailer.slots_count > header.slots_count {
-        return None;
+    let Some(last_page) = length.checked_sub(BLOCK_BYTES_U64) else {
+        return Ok(None);
+    };
+    if !read_whole(file, &mut page, last_page)? {
+        return Ok(None);
     }
-    let mut journal = vec![0; usize::try_from(trailer.journal_bytes).ok()?];
-    file.read_at(&mut journal, trailer.journal_at).ok()?;
-    Some((trailer, decode_journal(&journal, header.nonce, header.segment)?))
+    let trailer = Trailer::decode(&page, header.nonce, header.segment);
+    let sane = |trailer: &Trailer| trailer.slots_count <= header.slots_count;
+    let Some(trailer) = trailer.filter(sane) else {
+        return Ok(None);
+    };
+    let parts = footer_parts(&trailer, last_page);
+    let Some((columns, journal)) = parts else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; columns + journal];
+    if !read_whole(file, &mut bytes, trailer.checksums_at)? {
+        return Ok(None);
+    }
+    let (columns, journal) = bytes.split_at(columns);
+    if !columns_verify(columns, &trailer, header.nonce) {
+        return Ok(None);
+    }
+    let journal = decode_journal(journal, header.nonce, header.segment);
+    Ok(journal.map(|journal| (trailer, journal)))
+}
+
+/// Bytes of the columns, and of the journal right behind them; `None` where the trailer says what
+/// cannot be.
+fn footer_parts(trailer: &Trailer, last_page: u64) -> Option<(usize, usize)> {
+    let pages = trailer.slots_count.div_ceil(CHECKSUMS_PER_PAGE);
+    let pages = pages + trailer.slots_count.div_ceil(OWNERS_PER_PAGE);
+    let columns = u64::from(pages) * BLOCK_BYTES_U64;
+    let in_order = trailer.checksums_at.checked_add(columns)? == trailer.journal_at;
+    let end = trailer.journal_at.checked_add(trailer.journal_bytes)?;
+    let parts = (usize::try_from(columns).ok()?, usize::try_from(trailer.journal_bytes).ok()?);
+    (in_order && end <= last_page).then_some(parts)
+}
+
+fn columns_verify(columns: &[u8], trailer: &Trailer, nonce: u64) -> bool {
+    let checksums = trailer.slots_count.div_ceil(CHECKSUMS_PER_PAGE);
+    let owners = trailer.slots_count.div_ceil(OWNERS_PER_PAGE);
+    let expected = (0..checksums)
+        .map(|index| (Column::Checksums, index))
+        .chain((0..owners).map(|index| (Column::Owners, index)));
+    columns.chunks_exact(BLOCK_BYTES).zip(expected).all(|(page, (column, index))| {
+        decode_page(page, nonce, trailer.segment, column, u64::from(index)).is_some()
+    })
 }
 
 /// Follow the headers from slot 1; after a bad place every slot is tried, for what it says is
 /// durable.
-fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loaded) {
+fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loaded) -> Result<()> {
     let slots = header.slots_count.min(u32::try_from(length / BLOCK_BYTES_U64).unwrap_or(u32::MAX));
     let mut page = vec![0; BLOCK_BYTES];
     let (mut slot, mut broken) = (1, false);
     while slot < slots {
-        let read = file.read_at(&mut page, u64::from(slot) * BLOCK_BYTES_U64).is_ok();
+        let read = read_whole(file, &mut page, u64::from(slot) * BLOCK_BYTES_U64)?;
         let batch = read
             .then(|| BatchHeader::decode(&page, header.nonce, header.segment.slot(slot)))
             .flatten();
@@ -237,6 +289,7 @@ fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loade
         }
         slot += slots_count;
     }
+    Ok(())
 }
 
 fn note_checksums(

@@ -290,7 +290,7 @@ impl<'a> Opening<'a> {
             let mut part: Option<Unsynced> = None;
             for batch in fresh.cloned().collect::<Vec<_>>() {
                 if batch.sequence.0 != good.0 + 1
-                    || !self.source(chain, *id).payload_verifies(&batch)
+                    || !self.source(chain, *id).payload_verifies(&batch)?
                 {
                     self.tail.extend(part);
                     return Ok(good);

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a record is told only after its bytes matched the checksum in its batch's header.
 
+use crate::chain::read_whole;
 use crate::checksum;
 use crate::error::{LogError, Result};
 use crate::format::batch::{BatchHeader, Entry, Kind};
@@ -98,8 +99,9 @@ impl Source<'_> {
         let length = length.ok_or_else(|| damaged("a record is longer than its slots".into()))?;
         let mut bytes = vec![0; (slots + 1) * BLOCK_BYTES];
         let file = self.store.open(&segment_path(id), false)?;
-        file.read_at(&mut bytes, u64::from(header_slot) * BLOCK_BYTES_U64)
-            .map_err(|error| damaged(error.to_string()))?;
+        if !read_whole(&*file, &mut bytes, u64::from(header_slot) * BLOCK_BYTES_U64)? {
+            return Err(damaged("the file ends before the record does".into()));
+        }
         let header = BatchHeader::decode(&bytes[..BLOCK_BYTES], self.nonce, id.slot(header_slot));
         let header = header.ok_or_else(|| damaged("a record's header does not verify".into()))?;
         if !verify_payload(&header, id.slot(header_slot), &bytes[BLOCK_BYTES..], self.seed) {
@@ -111,16 +113,16 @@ impl Source<'_> {
     }
 
     /// Whether a batch's blocks and its record match the checksums in its header.
-    pub(crate) fn payload_verifies(&self, batch: &JournalBatch) -> bool {
-        let read = || -> Option<bool> {
-            let file = self.store.open(&segment_path(self.segment), false).ok()?;
-            let mut bytes = vec![0; batch.slots_count as usize * BLOCK_BYTES];
-            file.read_at(&mut bytes, u64::from(batch.header_slot) * BLOCK_BYTES_U64).ok()?;
-            let place = self.segment.slot(batch.header_slot);
-            let header = BatchHeader::decode(&bytes[..BLOCK_BYTES], self.nonce, place)?;
-            Some(verify_payload(&header, place, &bytes[BLOCK_BYTES..], self.seed))
-        };
-        read().unwrap_or(false)
+    pub(crate) fn payload_verifies(&self, batch: &JournalBatch) -> Result<bool> {
+        let file = self.store.open(&segment_path(self.segment), false)?;
+        let mut bytes = vec![0; batch.slots_count as usize * BLOCK_BYTES];
+        if !read_whole(&*file, &mut bytes, u64::from(batch.header_slot) * BLOCK_BYTES_U64)? {
+            return Ok(false);
+        }
+        let place = self.segment.slot(batch.header_slot);
+        let header = BatchHeader::decode(&bytes[..BLOCK_BYTES], self.nonce, place);
+        Ok(header
+            .is_some_and(|header| verify_payload(&header, place, &bytes[BLOCK_BYTES..], self.seed)))
     }
 }
 

@@ -1,0 +1,565 @@
+//! The log on a store that fails on purpose: the power goes at every operation, any operation
+//! fails, reads fail, space runs out. Whatever happens, what was flushed is there, what is there is
+//! a beginning of what was appended, and nothing is called damaged that is not.
+
+use ramet_log::{
+    BLOCK_BYTES, Locator, Log, LogError, ObjectId, PreparedRecord, Replay, SEGMENT_BYTES_MIN,
+    crc_blocks,
+};
+use ramet_store::{Fault, FaultStore, Kept, Operation, Store, StoreError, When};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Scripts that are played, from seed 0; RAMET_SEED and RAMET_SCRIPTS ask for others.
+const SCRIPTS: u64 = 3;
+/// Steps of a script: enough for several segments, openings and idle moments.
+const STEPS: usize = 60;
+/// Operations of a script at which something happens: all, or about this many of them.
+const MOMENTS_MAX: u64 = 400;
+/// Reads of an opening that fail, about; and power losses of a script whose opening is cut off.
+const READS_MAX: u64 = 80;
+const OPENINGS_MAX: u64 = 8;
+/// Fates of what was not synced, for each power loss, beside losing all of it.
+const FATES: u64 = 3;
+
+/// Numbers that look random, the same for a seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+
+    fn small(&mut self, bound: u64) -> usize {
+        usize::try_from(self.below(bound)).expect("small")
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        object: u64,
+        first: u64,
+        count: usize,
+    },
+    Clear {
+        object: u64,
+        first: u64,
+        count: u64,
+    },
+    Record {
+        length: usize,
+    },
+    Flush,
+    /// More than a second goes by, twice.
+    Idle,
+    Close,
+    /// The process ends without a word, the machine goes on.
+    Kill,
+}
+
+fn script(seed: u64) -> Vec<Step> {
+    let mut random = Random(seed);
+    let step = |_| {
+        let (object, first) = (1 + random.below(3), random.below(1000));
+        match random.below(40) {
+            0..=20 => Step::Write { object, first, count: 1 + random.small(100) },
+            21..=24 => Step::Clear { object, first, count: 1 + random.below(100) },
+            25..=27 => Step::Record { length: 1 + random.small(10_000) },
+            28..=29 => Step::Record { length: 1 + random.small(300_000) },
+            30..=34 => Step::Flush,
+            35..=36 => Step::Idle,
+            37..=38 => Step::Close,
+            _ => Step::Kill,
+        }
+    };
+    (0..STEPS).map(step).collect()
+}
+
+/// One thing the log was told or tells; a write as single blocks, so that it does not show how
+/// they were put together.
+#[derive(Clone, Debug, PartialEq)]
+enum Said {
+    Block(u64, u64, Locator),
+    Clear(u64, u64, u64, u64),
+    Record(Vec<u8>, u64),
+}
+
+/// A log under test, and what it was told.
+struct Run {
+    store: Arc<FaultStore>,
+    log: Option<Log>,
+    said: Vec<Said>,
+    /// How much of that must survive.
+    durable: usize,
+    /// The number that fills each block.
+    stamps: HashMap<Locator, u64>,
+    /// Names script and moment when something is wrong.
+    context: String,
+}
+
+fn open(store: &Arc<FaultStore>) -> Result<(Log, Vec<Said>), LogError> {
+    let mut said = Vec::new();
+    let log = Log::open(store.clone(), false, &mut |entry| {
+        match entry {
+            Replay::Write { object, first, count, locator } => said.extend(
+                (0..count).map(|index| Said::Block(object.0, first + index, locator.offset(index))),
+            ),
+            Replay::Clear { object, first, count, position } => {
+                said.push(Said::Clear(object.0, first, count, position.0));
+            }
+            Replay::Record { payload, position } => {
+                said.push(Said::Record(payload.to_vec(), position.0));
+            }
+        }
+        Ok(())
+    })?;
+    Ok((log, said))
+}
+
+fn block_of(stamp: u64) -> Vec<u8> {
+    stamp.to_le_bytes().repeat(BLOCK_BYTES / 8)
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let store = Arc::new(FaultStore::new(seed));
+        Log::create(&*store, SEGMENT_BYTES_MIN, 512, 0).expect("created");
+        let (log, _) = open(&store).expect("opened");
+        Run {
+            store,
+            log: Some(log),
+            said: Vec::new(),
+            durable: 0,
+            stamps: HashMap::new(),
+            context: format!("script {seed}"),
+        }
+    }
+
+    fn log(&self) -> &Log {
+        self.log.as_ref().expect("the log is open")
+    }
+
+    /// Play until something fails; result: the step after the last that was done.
+    fn play(&mut self, script: &[Step]) -> Result<(), (usize, LogError)> {
+        for (index, step) in script.iter().enumerate() {
+            self.step(step).map_err(|error| (index, error))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), LogError> {
+        match step {
+            Step::Write { object, first, count } => self.write(*object, *first, *count),
+            Step::Clear { object, first, count } => {
+                let id = ObjectId(*object);
+                let position = self.log().enter_write(0)?.clear(true, id, *first, *count);
+                self.said.push(Said::Clear(*object, *first, *count, position.0));
+                Ok(())
+            }
+            Step::Record { length } => {
+                let byte = u8::try_from(self.said.len() % 256).expect("a byte");
+                let payload = vec![byte; *length];
+                let record = PreparedRecord::new(payload.clone()).expect("small");
+                let position = self.log().enter_command(&record)?.record(record);
+                self.said.push(Said::Record(payload, position.0));
+                Ok(())
+            }
+            Step::Flush => {
+                self.log().flush()?;
+                self.durable = self.said.len();
+                Ok(())
+            }
+            Step::Idle => {
+                let now = Instant::now();
+                self.log().step(now)?;
+                self.log().step(now + Duration::from_secs(2))?;
+                self.log().step(now + Duration::from_secs(4))?;
+                Ok(())
+            }
+            Step::Close => {
+                // No log: closing went well, opening failed, and the step is tried again.
+                if let Some(log) = &self.log {
+                    log.close()?;
+                    self.durable = self.said.len();
+                }
+                self.reopen()
+            }
+            Step::Kill => self.reopen(),
+        }
+    }
+
+    fn write(&mut self, object: u64, first: u64, count: usize) -> Result<(), LogError> {
+        let stamp = self.said.len() as u64 + 1;
+        let data: Vec<u8> = (0..count as u64).flat_map(|index| block_of(stamp + index)).collect();
+        let mut crcs = Vec::new();
+        crc_blocks(&data, &mut crcs);
+        let mut placed = Vec::new();
+        let mut gate = self.log().enter_write(count as u64)?;
+        gate.write(ObjectId(object), first, &data, &crcs, |first, count, locator| {
+            placed.extend((0..count).map(|index| (first + index, locator.offset(index))));
+        });
+        drop(gate);
+        for (stamp, (block, locator)) in (stamp..).zip(placed) {
+            self.said.push(Said::Block(object, block, locator));
+            self.stamps.insert(locator, stamp);
+        }
+        self.log().relieve()
+    }
+
+    /// Open what is there; what was told and is not there any more is forgotten.
+    fn reopen(&mut self) -> Result<(), LogError> {
+        self.log = None;
+        let (log, said) = open(&self.store)?;
+        self.check(&log, &said);
+        self.said.truncate(said.len());
+        // Opening made it so.
+        self.durable = said.len();
+        self.log = Some(log);
+        Ok(())
+    }
+
+    /// What a log tells and reads, against what was told: P1 and P3.
+    fn check(&self, log: &Log, said: &[Said]) {
+        let context = &self.context;
+        assert!(said.len() <= self.said.len(), "{context}: more than was appended");
+        let differs = said.iter().zip(&self.said).position(|(found, told)| found != told);
+        assert_eq!(differs, None, "{context}: it is not what was appended");
+        let (found, durable) = (said.len(), self.durable);
+        assert!(found >= durable, "{context}: {found} of {durable} that were flushed");
+        for entry in said {
+            if let Said::Block(_, block, locator) = entry {
+                let mut buffer = vec![0; BLOCK_BYTES];
+                log.read(*locator, *block, &mut buffer)
+                    .unwrap_or_else(|error| panic!("{context}: {error}"));
+                assert!(buffer == block_of(self.stamps[locator]), "{context}: {locator} is wrong");
+            }
+        }
+    }
+
+    /// The same, and further: what opening found stays, and the log can be appended to.
+    fn check_survivor(&self, store: FaultStore, fate: &str) {
+        let context = &format!("{}, {fate}", self.context);
+        let mut survivor = Run {
+            store: Arc::new(store),
+            log: None,
+            said: self.said.clone(),
+            durable: self.durable,
+            stamps: self.stamps.clone(),
+            context: format!("{context}, opened after it"),
+        };
+        survivor.reopen().unwrap_or_else(|error| panic!("{context}: {error}"));
+        survivor.lose_power();
+        for step in [
+            Step::Record { length: 100 },
+            Step::Write { object: 9, first: 0, count: 20 },
+            Step::Flush,
+        ] {
+            survivor.step(&step).unwrap_or_else(|error| panic!("{context}: {error}"));
+        }
+        survivor.context = format!("{context}, opened and appended to");
+        survivor.lose_power();
+    }
+
+    /// Keep only what is durable, and open that.
+    fn lose_power(&mut self) {
+        let expected = self.durable;
+        self.store = Arc::new(self.store.crash(Kept::Nothing));
+        self.reopen().unwrap_or_else(|error| panic!("{}: {error}", self.context));
+        assert_eq!(self.said.len(), expected, "{}: opening gave something else", self.context);
+    }
+}
+
+fn seeds() -> Range<u64> {
+    let asked = |name| std::env::var(name).ok()?.parse().ok();
+    let (first, count) = (asked("RAMET_SEED").unwrap_or(0), asked("RAMET_SCRIPTS"));
+    first..first + count.unwrap_or(SCRIPTS)
+}
+
+/// About `count` of the numbers of a range, all where they are few.
+fn sampled(range: Range<u64>, count: u64, seed: u64) -> Vec<u64> {
+    let (mut random, all) = (Random(seed), range.end - range.start);
+    range.filter(|_| all <= count || random.below(all) < count).collect()
+}
+
+/// The changes of the store that a script makes, without the pool's creation.
+fn changes(seed: u64) -> Range<u64> {
+    let mut run = Run::new(seed);
+    let first = run.store.changes_count();
+    run.play(&script(seed)).expect("without a fault nothing fails");
+    assert!(run.store.list("segments").expect("a list").len() > 3, "script {seed} is too short");
+    first..run.store.changes_count()
+}
+
+/// What may have become of the moment at which the power went.
+fn fates(moment: u64) -> impl Iterator<Item = Kept> {
+    let drawn = move |fate| Kept::Random(moment * FATES + fate);
+    std::iter::once(Kept::Nothing).chain((0..FATES).map(drawn))
+}
+
+/// A script, up to a change at which the power goes.
+fn cut_off(seed: u64, change: u64) -> Run {
+    let mut run = Run::new(seed);
+    run.store.plan(When::Change(change), Fault::PowerOff);
+    assert!(run.play(&script(seed)).is_err(), "script {seed}, change {change}");
+    run.log = None;
+    run.context = format!("script {seed}, change {change}");
+    run
+}
+
+#[test]
+fn a_power_loss_at_any_operation_keeps_what_was_flushed() {
+    for seed in seeds() {
+        for change in sampled(changes(seed), MOMENTS_MAX, seed) {
+            let run = cut_off(seed, change);
+            for kept in fates(change) {
+                run.check_survivor(run.store.crash(kept), &format!("{kept:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_power_loss_at_any_operation_of_opening_changes_nothing() {
+    for seed in seeds() {
+        for change in sampled(changes(seed), OPENINGS_MAX, seed) {
+            let run = cut_off(seed, change);
+            let kept = Kept::Random(change);
+            let whole = Arc::new(run.store.crash(kept));
+            drop(open(&whole).expect("opened"));
+            for recovering in 0..whole.changes_count() {
+                let again = Arc::new(run.store.crash(kept));
+                again.plan(When::Change(recovering), Fault::PowerOff);
+                assert!(open(&again).is_err(), "{}: no change {recovering}", run.context);
+                let fate = Kept::Random(recovering);
+                run.check_survivor(again.crash(fate), &format!("{kept:?}, change {recovering}"));
+                run.check_survivor(again.crash(Kept::Nothing), &format!("{kept:?}, {recovering}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn any_subset_of_a_tail_over_several_segments_opens() {
+    let mut run = Run::new(1);
+    run.step(&Step::Write { object: 1, first: 0, count: 10 }).expect("written");
+    run.step(&Step::Flush).expect("flushed");
+    for first in 0..16 {
+        run.step(&Step::Write { object: 2, first: first * 60, count: 60 }).expect("written");
+        run.step(&Step::Record { length: 1000 }).expect("written");
+    }
+    assert!(run.store.list("segments").expect("a list").len() > 3, "the tail is too short");
+    run.log = None;
+    for seed in 0..300 {
+        run.check_survivor(run.store.crash(Kept::Random(seed)), &format!("fate {seed}"));
+    }
+}
+
+#[test]
+fn a_pool_whose_creation_was_cut_short_is_none_or_whole() {
+    let whole = FaultStore::new(0);
+    Log::create(&whole, SEGMENT_BYTES_MIN, 512, 0).expect("created");
+    for (change, seed) in
+        (0..whole.changes_count()).flat_map(|at| (0..40).map(move |seed| (at, seed)))
+    {
+        let store = FaultStore::new(0);
+        store.plan(When::Change(change), Fault::PowerOff);
+        assert!(Log::create(&store, SEGMENT_BYTES_MIN, 512, 0).is_err());
+        let after = Arc::new(store.crash(Kept::Random(seed)));
+        match open(&after) {
+            Ok((log, said)) => drop((log, said)),
+            Err(LogError::NotAPool { .. }) => {
+                Log::create(&*after, SEGMENT_BYTES_MIN, 512, 0).expect("taken up again");
+            }
+            Err(error) => panic!("change {change}, fate {seed}: {error}"),
+        }
+        open(&Arc::new(after.crash(Kept::Nothing))).expect("durable");
+    }
+}
+
+/// Play with one fault; where it poisons the log, nothing is taken or acknowledged any more.
+fn play_with(run: &mut Run, script: &[Step]) {
+    let mut from = 0;
+    while let Err((failed, error)) = run.play(&script[from..]) {
+        from += failed;
+        let context = run.context.clone();
+        let Some(log) = &run.log else {
+            // Opening failed, and the next one begins with what that left behind.
+            assert!(matches!(error, LogError::Store(_) | LogError::Poisoned { .. }), "{error}");
+            continue;
+        };
+        if log.poisoned().is_some() {
+            assert!(matches!(error, LogError::Poisoned { .. }), "{context}: {error}");
+            run.check_poisoned();
+            run.reopen().unwrap_or_else(|error| panic!("{context}, reopened: {error}"));
+            // Anything may have been lost that was not flushed: the rest of the script would tell
+            // the same as it did so far.
+            return;
+        }
+        assert!(matches!(error, LogError::Store(_)), "{context}: {error}");
+        if log.check_open().is_err() {
+            run.reopen().unwrap_or_else(|error| panic!("{context}, reopened: {error}"));
+        }
+    }
+}
+
+impl Run {
+    fn check_poisoned(&mut self) {
+        let poisoned = |result: Result<(), LogError>, what: &str| {
+            let refused = matches!(result, Err(LogError::Poisoned { .. }));
+            assert!(refused, "{}: {what} after a failure: {result:?}", self.context);
+        };
+        let log = self.log();
+        let record = PreparedRecord::new(vec![1]).expect("small");
+        poisoned(log.enter_write(1).map(drop), "a write");
+        poisoned(log.enter_command(&record).map(drop), "a record");
+        if log.durable() < log.appended() {
+            poisoned(log.flush(), "a flush");
+        }
+        let durable = log.durable();
+        let _ = log.step(Instant::now() + Duration::from_secs(9));
+        let _ = log.close();
+        assert_eq!(log.durable(), durable, "{}: more is durable after a failure", self.context);
+    }
+}
+
+/// Let every operation fail that a script does, one after the other.
+fn every_operation_fails(fault: Fault) {
+    for seed in seeds() {
+        for change in sampled(changes(seed), MOMENTS_MAX, seed) {
+            let mut run = Run::new(seed);
+            run.context = format!("script {seed}, change {change} fails with {fault:?}");
+            run.store.plan(When::Change(change), fault);
+            play_with(&mut run, &script(seed));
+            run.step(&Step::Flush).expect("the fault is over");
+            run.log = None;
+            run.lose_power();
+        }
+    }
+}
+
+#[test]
+fn after_any_failed_operation_the_log_goes_on_or_is_reopened_without_loss() {
+    every_operation_fails(Fault::Error);
+}
+
+#[test]
+fn after_no_space_at_any_operation_the_log_goes_on_or_is_reopened_without_loss() {
+    every_operation_fails(Fault::Full);
+}
+
+#[test]
+fn a_failed_write_or_sync_of_the_log_poisons_it() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let mut run = Run::new(1);
+        run.step(&Step::Write { object: 1, first: 0, count: 10 }).expect("written");
+        run.store.plan(When::Nth(operation, run.store.count(operation)), Fault::Error);
+        let failed = run.step(&Step::Flush);
+        assert!(matches!(failed, Err(LogError::Poisoned { .. })), "{operation:?}: {failed:?}");
+        run.check_poisoned();
+        let beyond = run.log().flush();
+        assert!(matches!(beyond, Err(LogError::Poisoned { .. } | LogError::Closed)));
+        run.reopen().expect("reopened");
+        run.lose_power();
+    }
+}
+
+#[test]
+fn a_failed_read_while_opening_loses_nothing() {
+    for seed in seeds() {
+        let mut run = Run::new(seed);
+        run.play(&script(seed)).expect("without a fault nothing fails");
+        run.step(&Step::Write { object: 1, first: 0, count: 30 }).expect("written");
+        run.step(&Step::Flush).expect("flushed");
+        run.log = None;
+        let whole = Arc::new(run.store.crash(Kept::Nothing));
+        drop(open(&whole).expect("opened"));
+        for read in sampled(0..whole.count(Operation::Read), READS_MAX, seed) {
+            let store = Arc::new(run.store.crash(Kept::Nothing));
+            store.plan(When::Nth(Operation::Read, read), Fault::Error);
+            let first = open(&store).map(|(log, said)| drop((log, said)));
+            run.check_survivor(
+                store.crash(Kept::Nothing),
+                &format!("read {read} fails: {first:?}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_or_a_shorter_log_and_never_wrong_data() {
+    for seed in seeds() {
+        let mut whole = Run::new(seed);
+        whole.play(&script(seed)).expect("without a fault nothing fails");
+        for write in 0..whole.store.count(Operation::Write) {
+            let mut run = Run::new(seed);
+            if write < run.store.count(Operation::Write) {
+                continue;
+            }
+            run.context = format!("script {seed}, a bit of write {write} flips");
+            run.store.plan(When::Nth(Operation::Write, write), Fault::FlipBit);
+            let script: Vec<Step> = without_reopening(script(seed));
+            run.play(&script).expect("nothing fails");
+            run.log = None;
+            run.check_damaged();
+        }
+    }
+}
+
+fn without_reopening(script: Vec<Step>) -> Vec<Step> {
+    script.into_iter().filter(|step| !matches!(step, Step::Close | Step::Kill)).collect()
+}
+
+impl Run {
+    /// Damage may make opening or a read fail, and may look like a torn tail where nothing says that
+    /// the batch was durable.
+    fn check_damaged(&self) {
+        let (log, said) = match open(&self.store) {
+            Ok(found) => found,
+            Err(LogError::Damaged { .. } | LogError::Foundation { .. }) => return,
+            Err(error) => panic!("{}: {error}", self.context),
+        };
+        let context = &self.context;
+        let differs = said.iter().zip(&self.said).position(|(found, told)| found != told);
+        assert_eq!(differs, None, "{context}: it is not what was appended");
+        for entry in &said {
+            if let Said::Block(_, block, locator) = entry {
+                let mut buffer = vec![0; BLOCK_BYTES];
+                match log.read(*locator, *block, &mut buffer) {
+                    Ok(()) => assert!(buffer == block_of(self.stamps[locator]), "{context}"),
+                    Err(LogError::Checksum { .. } | LogError::Lost { .. }) => {}
+                    Err(error) => panic!("{context}: {error}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_store_refuses_writes_and_keeps_what_it_has() {
+    for pages in (600..1400).step_by(40) {
+        let mut run = Run::new(1);
+        run.context = format!("full at {pages} pages");
+        run.store.set_capacity(Some(pages * BLOCK_BYTES as u64));
+        let mut written = 0;
+        let refused = loop {
+            match run.step(&Step::Write { object: 1, first: written, count: 50 }) {
+                Ok(()) => written += 50,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, LogError::Store(StoreError::Full { .. })), "{refused}");
+        assert_eq!(run.log().poisoned(), None, "{}", run.context);
+        run.step(&Step::Flush).expect("what was taken can be made durable");
+        run.log = None;
+        run.lose_power();
+        run.store.set_capacity(None);
+        run.step(&Step::Write { object: 1, first: 0, count: 50 }).expect("room again");
+        run.step(&Step::Close).expect("closed");
+    }
+}
