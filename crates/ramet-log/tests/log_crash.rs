@@ -516,8 +516,8 @@ fn without_reopening(script: Vec<Step>) -> Vec<Step> {
 }
 
 impl Run {
-    /// Damage may make opening or a read fail, and may look like a torn tail where nothing says that
-    /// the batch was durable.
+    /// Damage may make opening or a read fail, and may look like a torn tail where nothing says
+    /// that the batch was durable.
     fn check_damaged(&self) {
         let (log, said) = match open(&self.store) {
             Ok(found) => found,

@@ -2,8 +2,8 @@
 //! between the two.
 //!
 //! Pure. Invariants: what is durable is what was synced, and nothing else, until the power goes;
-//! then any subset of the changes may have got there as well, each write by itself, torn at sectors,
-//! each name by itself. A rename is one change: its file never has two names, nor none.
+//! then any subset of the changes may have got there as well, each write by itself, torn at
+//! sectors, each name by itself. A rename is one change: its file never has two names, nor none.
 
 use super::random::Random;
 use crate::memory::{Contents, Entry, Names, parent};
@@ -89,8 +89,8 @@ impl NameChange {
 }
 
 /// Which of `changes` get to the medium, where `wanted` do: those, and what happened to the same
-/// names before. So each name is by itself at some point of its history, and no file is lost because
-/// its name was given to another before its own move got there.
+/// names before. So each name is by itself at some point of its history, and no file is lost
+/// because its name was given to another before its own move got there.
 fn settled(changes: &[NameChange], mut wanted: impl FnMut(&NameChange) -> bool) -> Vec<bool> {
     let mut needed: HashSet<&str> = HashSet::new();
     let mut settled = vec![false; changes.len()];
@@ -128,8 +128,8 @@ impl Fate {
             Kept::Everything => Fate::Same(true),
             Kept::Random(seed) => {
                 let mut random = Random(seed);
-                // Nearly nothing and nearly everything are as likely as half: a single write that is
-                // missing, or there, is what finds most.
+                // Nearly nothing and nearly everything are as likely as half: a single write that
+                // is missing, or there, is what finds most.
                 let changes_of_8 = random.pick(&[1, 4, 7]);
                 let names_of_8 = random.pick(&[0, 1, 4, 7, 8]);
                 let torn_of_8 = random.pick(&[0, 1, 4]);
@@ -308,7 +308,8 @@ impl Disk {
         self.settle_names(|change| parent(change.path()) == directory);
     }
 
-    /// Names go through a journal, which keeps them dirty: a later sync can still make them durable.
+    /// Names go through a journal, which keeps them dirty: a later sync can still make them
+    /// durable.
     pub(super) fn sync_directory_failed(&mut self, directory: &str, random: &mut Random) {
         self.settle_names(|change| parent(change.path()) == directory && random.below(2) == 0);
     }
