@@ -67,9 +67,13 @@ class Serving:
         finally:
             client.close()
 
-    def stop(self) -> None:
-        """Tell it to end, as an init system does; it must end in time, with 0."""
+    def terminate(self) -> None:
+        """Tell it to end, as an init system does."""
         self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Tell it to end; it must end in time, with 0."""
+        self.terminate()
         code = self.wait()
         assert code == 0, f"ended with {code}: {''.join(self.said)}"
 
