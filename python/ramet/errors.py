@@ -87,7 +87,7 @@ class UnavailableError(RametError):
 
 
 class FullError(RametError):
-    """There is no space left: free some. Reads and deletes go on."""
+    """There is no space left: free some. Reads go on."""
 
     kind = "full"
     exit_code = 7

@@ -69,13 +69,14 @@ def print_object(record: ObjectRecord, uri: str, now_ns: int, as_json: bool) -> 
     if as_json:
         print_json({**record.to_json(), "nbd_uri": uri})
         return
+    age = format_age(record.created_ns, now_ns)
     lines = {
         "name": record.name,
         "kind": record.kind,
         "uuid": record.uuid,
         "size": f"{format_size(record.size_bytes)} ({record.size_bytes} bytes)",
         "mapped": f"{format_size(record.mapped_bytes)} ({record.mapped_bytes} bytes)",
-        "created": f"{record.created} ({format_age(record.created_ns, now_ns)} ago)",
+        "created": f"{record.created} ({age if age == 'just now' else f'{age} ago'})",
         "parent": record.parent or "-",
         "source": record.source or "-",
         "tags": " ".join(f"{key}={value}" for key, value in record.tags.items()) or "-",
