@@ -4,11 +4,12 @@ Invariant: when the block of `serving` is left, the process is gone, and whoever
 got the same check as a user: SIGTERM ends it with 0.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,15 +105,24 @@ def serving(pool_path: Path) -> Iterator[Serving]:
         served.wait()
 
 
-def ramet(*arguments: object) -> str:
-    """Run a command as a user does; it must succeed. Result: what it printed."""
-    done = subprocess.run(
+def run_ramet(
+    *arguments: object, stdin: str = "", environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does, whatever comes of it."""
+    return subprocess.run(
         [*RAMET, *map(str, arguments)],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=COMMAND_SECONDS_MAX,
+        env=environment,
         check=False,
     )
+
+
+def ramet(*arguments: object) -> str:
+    """Run a command, which must succeed. Result: what it printed."""
+    done = run_ramet(*arguments)
     assert done.returncode == 0, f"ramet {arguments}: {done.returncode}: {done.stderr}"
     return done.stdout
 
