@@ -25,12 +25,15 @@ COMMAND_SECONDS_MAX = 50
 class Serving:
     """A `ramet serve` that said it is ready."""
 
-    def __init__(self, pool_path: Path) -> None:
+    def __init__(self, pool_path: Path, *options: object) -> None:
         self.pool_path = pool_path
         self.nbd_path = pool_path / "nbd.sock"
         self.said: list[str] = []
         self._process = subprocess.Popen(
-            [*RAMET, "-p", str(pool_path), "serve"], stderr=subprocess.PIPE, text=True
+            [*RAMET, "-p", str(pool_path), "serve", *map(str, options)],
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="surrogateescape",
         )
         assert self._process.stderr is not None
         for line in self._process.stderr:
@@ -93,9 +96,9 @@ class Serving:
 
 
 @contextmanager
-def serving(pool_path: Path) -> Iterator[Serving]:
+def serving(pool_path: Path, *options: object) -> Iterator[Serving]:
     """Serve a pool; afterwards stop it, unless the block stopped or killed it."""
-    served = Serving(pool_path)
+    served = Serving(pool_path, *options)
     try:
         yield served
         if served.running:
@@ -114,6 +117,7 @@ def run_ramet(
         input=stdin,
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=COMMAND_SECONDS_MAX,
         env=environment,
         check=False,

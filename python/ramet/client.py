@@ -1,8 +1,9 @@
 """The verbs over a service's socket.
 
-Imports errors, records, verbs and the standard library only: it is on the way of every command, so
-it is light to import. Invariant: what a service refuses is raised here as the exception that the
-pool would raise.
+Imports config, errors, records, verbs and the standard library only: it is on the way of every
+command, so it is light to import. Invariants: what a service refuses is raised here as the
+exception that the pool would raise; a copy of a pool is never taken for the pool that a service
+holds.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
 from ramet.records import Diff, ObjectRecord
 from ramet.tags import Selector, Tags
@@ -51,13 +53,19 @@ class Client:
 
         Example: Client.find(Path("/srv/pool"))
         """
-        try:
-            told = json.loads((pool_path / "service.json").read_bytes())
-            client = cls(Path(told["api_socket"]), Path(told["nbd_socket"]))
-            client._connection.connect()
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return client
+        # The second is for a service that could not write its address, and for a pool that was
+        # moved while it is served.
+        standard = (pool_path / API_SOCKET_NAME, pool_path / NBD_SOCKET_NAME)
+        for paths in (_told_paths(pool_path), standard):
+            if paths is not None:
+                client = cls(*paths)
+                try:
+                    client._connection.connect()
+                except OSError:
+                    client.close()
+                else:
+                    return client
+        return None
 
     def close(self) -> None:
         """Close the connection."""
@@ -132,7 +140,7 @@ class Client:
 
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""
-        query = f"before={quote(before, safe='')}&after={quote(after, safe='')}"
+        query = f"before={_escape(before)}&after={_escape(after)}"
         return Diff.from_json(self._ask("GET", f"/v0/diff?{query}"))
 
     def objects(self) -> list[ObjectRecord]:
@@ -141,7 +149,7 @@ class Client:
 
     def find_object(self, name: str) -> ObjectRecord:
         """See `Verbs`."""
-        return ObjectRecord.from_json(self._ask("GET", f"/v0/object?name={quote(name, safe='')}"))
+        return ObjectRecord.from_json(self._ask("GET", f"/v0/object?name={_escape(name)}"))
 
     def stats(self) -> Stats:
         """See `Verbs`."""
@@ -158,7 +166,7 @@ class Client:
 
     def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         try:
-            text = None if body is None else json.dumps(body)
+            text = None if body is None else _encode(body)
             self._connection.request(method, path, text, {"content-type": "application/json"})
             response = self._connection.getresponse()
             value = json.loads(response.read())
@@ -171,3 +179,24 @@ class Client:
         if response.status != 200:
             raise from_json(value)
         return value
+
+
+def _told_paths(pool_path: Path) -> tuple[Path, Path] | None:
+    """Give the sockets that `service.json` names, unless it came here with a copy of a pool."""
+    try:
+        told = json.loads((pool_path / ADDRESS_NAME).read_bytes())
+        here = pool_path.stat()
+        if (told["pool_device"], told["pool_inode"]) != (here.st_dev, here.st_ino):
+            return None
+        return Path(told["api_socket"]), Path(told["nbd_socket"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _escape(name: str) -> str:
+    # What is not UTF-8 is no name; the pool says so, as it does where there is no service.
+    return quote(name, safe="", errors="replace")
+
+
+def _encode(body: Mapping[str, object]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode(errors="replace")

@@ -12,6 +12,7 @@ from ramet.errors import InvalidError
 POOL_VARIABLE = "RAMET_POOL"
 NBD_SOCKET_NAME = "nbd.sock"
 API_SOCKET_NAME = "api.sock"
+ADDRESS_NAME = "service.json"  # Tells commands where the service listens.
 LOCK_WAIT_SECONDS_MAX = 10.0  # How long a command waits for another command's lock.
 SOCKET_PATH_LENGTH_MAX = 107  # `sun_path` of Linux, without the byte that ends it.
 
@@ -57,7 +58,8 @@ def format_nbd_uri(name: str, socket_path: Path) -> str:
     """
     from urllib.parse import quote  # Costs milliseconds that most commands need not pay.
 
-    return f"nbd+unix:///{quote(name, safe='@:')}?socket={quote(str(socket_path.absolute()))}"
+    place = quote(os.fsencode(socket_path.absolute()))  # A path may hold what is not UTF-8.
+    return f"nbd+unix:///{quote(name, safe='@:')}?socket={place}"
 
 
 def _find_socket(default: Path, option: str | None) -> Path:
@@ -66,7 +68,8 @@ def _find_socket(default: Path, option: str | None) -> Path:
         raise InvalidError(
             "socket_scheme", f"'{option}' is not a unix socket; hint: unix:PATH, or PATH alone"
         )
-    length = len(os.fsencode(path))
+    # Absolute, because clients are told that: they may run in another directory.
+    length = len(os.fsencode(path.absolute()))
     if length > SOCKET_PATH_LENGTH_MAX:
         raise InvalidError(
             "socket_path_too_long",

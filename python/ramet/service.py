@@ -9,30 +9,30 @@ import os
 import resource
 import socket
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ramet.config import find_api_socket, find_nbd_socket
+from ramet.config import ADDRESS_NAME, find_api_socket, find_nbd_socket
 from ramet.errors import BusyError, ConflictError
 from ramet.pool import Pool
 from ramet.pool import open as open_pool
 from ramet.verbs import PoolVerbs
 
-ADDRESS_NAME = "service.json"  # Tells commands where the service listens.
 BACKLOG_MAX = 128
 
 
 class Service:
     """A pool that is held and served."""
 
-    def __init__(self, pool: Pool, nbd_path: Path, api_path: Path) -> None:
+    def __init__(self, pool: Pool, pool_path: Path, nbd_path: Path, api_path: Path) -> None:
         self.pool = pool
+        self.pool_path = pool_path
         self.nbd_path = nbd_path
         self.api_path = api_path
         self.verbs = PoolVerbs(pool, self._nbd_socket)
-        self._closed = threading.Event()
+        self.address_error: str | None = None
+        """Why commands do not find it by `service.json`, if so."""
 
     @contextmanager
     def _nbd_socket(self) -> Iterator[Path]:
@@ -40,8 +40,12 @@ class Service:
 
     def describe(self) -> dict[str, str | int]:
         """Say where it listens: what `service.json` holds."""
+        directory = self.pool_path.stat()
         return {
             "process_id": os.getpid(),
+            # Whose address it is: a copy of the directory has another number.
+            "pool_device": directory.st_dev,
+            "pool_inode": directory.st_ino,
             "nbd_socket": str(self.nbd_path.absolute()),
             "api_socket": str(self.api_path.absolute()),
         }
@@ -61,11 +65,15 @@ def hold(
     """
     nbd_path, api_path = find_nbd_socket(pool_path, nbd), find_api_socket(pool_path, api)
     with open_pool(pool_path) as pool, pool.serve_nbd(nbd_path):
-        service = Service(pool, nbd_path, api_path)
+        service = Service(pool, pool_path, nbd_path, api_path)
         address = pool_path / ADDRESS_NAME
         with listen(api_path) as listener:
             try:
-                write_whole(address, json.dumps(service.describe()))
+                try:
+                    write_whole(address, json.dumps(service.describe()))
+                except OSError as error:
+                    # A full disk is no reason not to serve what is on it.
+                    service.address_error = str(error)
                 yield service, listener
             finally:
                 address.unlink(missing_ok=True)
@@ -103,8 +111,12 @@ def listen(path: Path) -> Iterator[socket.socket]:
 def write_whole(path: Path, text: str) -> None:
     """Replace a small file so that no reader sees half of it."""
     fresh = path.with_suffix(".new")
-    fresh.write_text(text)
-    fresh.replace(path)
+    try:
+        fresh.write_text(text)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def raise_file_limit() -> int:

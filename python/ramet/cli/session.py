@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ramet.client import Client
-from ramet.config import LOCK_WAIT_SECONDS_MAX, find_nbd_socket, find_pool_path, format_nbd_uri
+from ramet.config import (
+    LOCK_WAIT_SECONDS_MAX,
+    NBD_SOCKET_NAME,
+    find_pool_path,
+    format_nbd_uri,
+)
 from ramet.errors import BusyError
 from ramet.verbs import PoolVerbs, Verbs
 
@@ -66,4 +71,4 @@ def uri_of(arguments: Namespace, verbs: Verbs, name: str) -> str:
     """Give the URI to attach `name` by: where the service listens, or would."""
     if isinstance(verbs, Client):
         return format_nbd_uri(name, verbs.nbd_path)
-    return format_nbd_uri(name, find_nbd_socket(find_pool_path(arguments.pool)))
+    return format_nbd_uri(name, find_pool_path(arguments.pool) / NBD_SOCKET_NAME)

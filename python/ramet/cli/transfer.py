@@ -29,7 +29,7 @@ QUEUE_REQUESTS = "16"
 
 def import_image(arguments: Namespace) -> None:
     """Make a volume from a raw or qcow2 file."""
-    file = Path(arguments.file)
+    file = Path(arguments.file).absolute()  # For qemu-img, which sees options and protocols else.
     if not file.exists():
         raise NotFoundError("image_not_found", f"no file '{file}'; hint: check its path")
     size_bytes = inspect(file).size_bytes
@@ -65,10 +65,11 @@ def copy_in(verbs: Verbs, file: Path, name: str) -> None:
 
 def export_image(arguments: Namespace) -> None:
     """Write a volume or snapshot to a file."""
-    file = Path(arguments.file)
-    if file.exists() and not arguments.force:
-        raise ConflictError("file_exists", f"'{file}' exists; hint: another name, or --force")
-    part = file.with_name(f"{file.name}.part")
+    file = Path(arguments.file).absolute()  # For qemu-img, which sees options and protocols else.
+    if file.exists() and not (arguments.force and file.is_file()):
+        hint = "another name, or --force" if file.is_file() else "the name of a file"
+        raise ConflictError("file_exists", f"'{file}' exists; hint: {hint}")
+    part = file.with_name(f".ramet-{os.getpid()}.part")
     kind = "qcow2" if file.suffix == ".qcow2" else "raw"
     with verbs_of(arguments) as verbs:
         found = verbs.find_object(arguments.name)
@@ -85,9 +86,10 @@ def export_image(arguments: Namespace) -> None:
         finally:
             part.unlink(missing_ok=True)
     if arguments.json:
-        print_json({"name": found.name, "file": str(file), "size_bytes": found.size_bytes})
+        told = {"name": found.name, "file": arguments.file, "size_bytes": found.size_bytes}
+        print_json(told)
     else:
-        print(file)
+        print(arguments.file)
 
 
 class Image(NamedTuple):

@@ -128,7 +128,7 @@ def parse(kind: type[Body], body: bytes) -> Body:
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidError("bad_request", f"{error}; hint: see docs/reference/http.md") from error
 
 
