@@ -33,6 +33,7 @@ LAYERS = (
     "names",
     "records",
     "tags",
+    "tuning",
     "units",
     "config",
     "errors",

@@ -85,7 +85,16 @@ class Pool:
     def create(path: str, segment_bytes: int = 0) -> None:
         """Make an empty pool in a directory that is empty or missing. 0: the default of 64 MiB."""
     @staticmethod
-    def open(path: str, read_only: bool = False) -> Pool: ...
+    def open(
+        path: str,
+        read_only: bool = False,
+        node_budget_bytes: int = 0,
+        checkpoint_log_bytes: int = 0,
+        checkpoint_batches: int = 0,
+    ) -> Pool:
+        """Open a pool. 0: the default."""
+    def checkpoint(self) -> bool:
+        """Write a checkpoint. Result: whether there was anything to write."""
     def close(self) -> None:
         """Flush, seal, give the lock back. Idempotent. Later calls raise UnavailableError."""
     @property

@@ -6,8 +6,9 @@
 //! `prepare`.
 
 use crate::head::{HeadRef, Heads, InGate, Parent};
-use crate::map::Map;
-use crate::object::{Object, ObjectFields, ObjectKind, Table};
+use crate::map::{Map, Missing};
+use crate::nodes::Nodes;
+use crate::object::{Changed, Object, ObjectFields, ObjectKind, Table};
 use crate::record::{Record, Verb};
 use crate::space::{Birth, Death, LetGo, Space};
 use ramet_log::{BLOCK_BYTES_U64, ObjectId, Position};
@@ -113,8 +114,28 @@ impl Prepared {
         }
     }
 
-    /// Inside the gate.
-    pub(crate) fn enact(&mut self, gate: InGate<'_>, space: &Space, position: Position) {
+    /// Whether `enact` finds in memory what it needs of the maps.
+    ///
+    /// # Errors
+    /// `Missing`.
+    pub(crate) fn ready(&self) -> Result<(), Missing> {
+        if self.verb != Verb::Resize {
+            return Ok(());
+        }
+        self.targets.iter().try_for_each(|Target { object, changed, .. }| {
+            let (first, end) = cut_off(object, changed);
+            object.head.map().ready(first, end.saturating_sub(first), true)
+        })
+    }
+
+    /// Inside the gate, after `ready`.
+    pub(crate) fn enact(
+        &mut self,
+        gate: InGate<'_>,
+        space: &Space,
+        nodes: &Nodes,
+        position: Position,
+    ) {
         // A revert that keeps what it discards makes its snapshots first.
         self.enact_snapshots(gate, position);
         match self.verb {
@@ -123,7 +144,7 @@ impl Prepared {
             Verb::Revert => self.enact_reverts(gate),
             Verb::Delete => self.enact_deletes(gate),
             Verb::Freeze => self.enact_freezes(gate, position),
-            Verb::Resize => self.enact_resizes(gate, space, position),
+            Verb::Resize => self.enact_resizes(gate, space, nodes, position),
         }
     }
 
@@ -187,19 +208,24 @@ impl Prepared {
     }
 
     /// A smaller size is a trim of what lies beyond it.
-    fn enact_resizes(&mut self, gate: InGate<'_>, space: &Space, position: Position) {
+    fn enact_resizes(
+        &mut self,
+        gate: InGate<'_>,
+        space: &Space,
+        nodes: &Nodes,
+        position: Position,
+    ) {
         for Target { object, changed, .. } in &self.targets {
-            let (before, after) = (object.size_bytes(), changed.size_bytes);
-            object.set_size_bytes(after);
-            let first = after.div_ceil(BLOCK_BYTES_U64);
-            let end = before.div_ceil(BLOCK_BYTES_U64);
+            let (first, end) = cut_off(object, changed);
+            object.set_size_bytes(changed.size_bytes);
             if first < end {
                 let place = object.place();
-                object.head.with_parent(gate, |parent| {
+                let removed = object.head.with_parent(gate, |parent| {
                     let mut let_go = LetGo::new(space, place, parent, position);
                     let mut map = object.head.map_mut(gate);
-                    map.remove(first, end - first, position, &mut let_go);
+                    map.remove(first, end - first, position, &mut let_go)
                 });
+                nodes.dirtied(removed.expect("was found ready, and held"));
             }
         }
     }
@@ -247,11 +273,16 @@ impl Prepared {
     }
 
     /// Once durable: names and objects appear, change or go.
-    pub(crate) fn publish(&self, table: &mut Table) {
+    pub(crate) fn publish(&self, table: &mut Table, noted: &Changed) {
         for object in &self.made {
             table.insert(object.clone());
+            noted.note(object);
         }
         for Target { object, changed, .. } in &self.targets {
+            match self.verb {
+                Verb::Delete => noted.note_gone(object.id()),
+                _ => noted.note(object),
+            }
             match self.verb {
                 Verb::Delete => drop(table.remove(object.id())),
                 Verb::Rename => table.rename(object.id(), &changed.name),
@@ -265,6 +296,12 @@ impl Prepared {
             }
         }
     }
+}
+
+/// The blocks that another size cuts off: from the first, to before the last.
+fn cut_off(object: &Object, changed: &ObjectFields) -> (u64, u64) {
+    let (before, after) = (object.size_bytes(), changed.size_bytes);
+    (after.div_ceil(BLOCK_BYTES_U64), before.div_ceil(BLOCK_BYTES_U64))
 }
 
 fn snapshot_as_parent(gate: InGate<'_>, snapshot: &Object) -> Parent {

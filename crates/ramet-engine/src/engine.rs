@@ -4,21 +4,28 @@
 //! Calls the log; called by front ends and the binding. Invariant: the table shows durable objects
 //! only.
 
+use crate::checkpoint::Checkpoints;
+use crate::checkpoint::load::{self, Reached, remove_orphans};
 use crate::command::Prepared;
 use crate::head::{Heads, InGate};
 use crate::map::{Extent, LEAF_BLOCKS};
-use crate::object::{Object, ObjectInfo, ObjectKind, Table};
+use crate::nodes::{NodeFiles, Nodes};
+use crate::object::{Changed, Object, ObjectInfo, ObjectKind, Table};
 use crate::record::Record;
 use crate::space::Space;
-use crate::volume::{VolumeDevice, replay_clear, replay_write};
+use crate::volume::{Replayer, VolumeDevice};
 use crate::{BlockDevice, EngineError, Export, Exports, Kind};
 use parking_lot::{Mutex, RwLock};
-use ramet_log::{BLOCK_BYTES_U64, Log, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT};
+use ramet_log::format::node::NodeFileKind;
+use ramet_log::format::segment::LogEnd;
+use ramet_log::format::superblock::Commit;
+use ramet_log::{BLOCK_BYTES_U64, Known, Log, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT};
 use ramet_store::{FileStore, Store};
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// Nodes and runs that one background step looks at: about a millisecond.
@@ -35,6 +42,41 @@ pub struct Engine {
     /// Held for reading while something is attached, for writing while a command ends or replaces
     /// objects.
     pub(crate) attaching: RwLock<()>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) changed: Changed,
+    pub(crate) checkpoints: Mutex<Checkpoints>,
+    pub(crate) settings: Settings,
+    pub(crate) counters: EngineCounters,
+}
+
+/// How a pool is kept.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Memory for map nodes and pages of slot tables.
+    pub node_budget_bytes: u64,
+    /// A checkpoint is due when so many bytes of log were written since the last one.
+    pub checkpoint_log_bytes: u64,
+    /// Or so many batches.
+    pub checkpoint_batches: u64,
+    /// Or when so much time has passed and something changed.
+    pub checkpoint_every: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            node_budget_bytes: 256 << 20,
+            checkpoint_log_bytes: 512 << 20,
+            checkpoint_batches: u64::MAX,
+            checkpoint_every: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How the engine has worked since the pool was opened.
+#[derive(Default)]
+pub(crate) struct EngineCounters {
+    pub(crate) checkpoints: AtomicU64,
 }
 
 /// What commands need one after the other.
@@ -94,6 +136,18 @@ pub struct Stats {
     pub sealed_count: u64,
     /// See `syncs_count`.
     pub replayed_count: u64,
+    /// Checkpoints written since opening.
+    pub checkpoints_count: u64,
+    /// Map nodes loaded, taken out of memory, written since opening.
+    pub nodes_loaded_count: u64,
+    /// See `nodes_loaded_count`.
+    pub nodes_evicted_count: u64,
+    /// See `nodes_loaded_count`.
+    pub nodes_written_count: u64,
+    /// Memory that nodes take which are on disk too, and those which are not yet.
+    pub nodes_clean_bytes: u64,
+    /// See `nodes_clean_bytes`.
+    pub nodes_dirty_bytes: u64,
     /// How long commands closed the gate: the last, the longest.
     pub gate_closed_ns_last: u64,
     /// See `gate_closed_ns_last`.
@@ -136,47 +190,68 @@ impl Engine {
     /// # Errors
     /// `NotFound` where there is none; `Busy` where somebody else has it; `Invalid` for an unknown
     /// format; `Corrupt` where something durable is damaged.
-    pub fn open(path: &Path, read_only: bool) -> Result<Arc<Engine>, EngineError> {
-        Self::open_in(Arc::new(FileStore::new(path)), read_only)
+    pub fn open(
+        path: &Path,
+        read_only: bool,
+        settings: Settings,
+    ) -> Result<Arc<Engine>, EngineError> {
+        Self::open_in(Arc::new(FileStore::new(path)), read_only, settings)
     }
 
     /// `open` in any store.
     ///
     /// # Errors
     /// As `open`.
-    pub fn open_in(store: Arc<dyn Store>, read_only: bool) -> Result<Arc<Engine>, EngineError> {
-        let (mut table, heads, space) =
-            (Table::default(), Arc::new(Heads::default()), Space::default());
-        let mut last = Position::ZERO;
-        let log = Log::open(store, read_only, &mut |said| match said {
-            Replay::Write { object, first, count, locator } => {
-                replay_write(&table, &space, object, first, count, locator)
-            }
-            Replay::Clear { object, first, count, position } => {
-                replay_clear(&table, &space, object, first, count, position)
-            }
-            Replay::Record { payload, position } => {
-                let record = Record::decode(payload)?;
-                let mut prepared = Prepared::new(&record, &table, &heads)?;
-                space.reserve(prepared.places());
-                prepared.enact(InGate::replaying(), &space, position);
-                prepared.settle(&space, position);
-                prepared.publish(&mut table);
-                last = position;
-                Ok(())
-            }
-        })?;
+    pub fn open_in(
+        store: Arc<dyn Store>,
+        read_only: bool,
+        settings: Settings,
+    ) -> Result<Arc<Engine>, EngineError> {
+        let seed = ramet_log::read_descriptor(&*store)?.seed;
+        let files = |kind| NodeFiles::new(store.clone(), seed, kind);
+        // A quarter for pages of slot tables: a page speaks for more blocks than a leaf.
+        let pages_bytes = settings.node_budget_bytes / 4;
+        let nodes_bytes = settings.node_budget_bytes - pages_bytes;
+        let nodes = Arc::new(Nodes::new(files(NodeFileKind::Nodes), nodes_bytes));
+        let table_nodes = files(NodeFileKind::Tables);
+        let opening = RefCell::new(Opening {
+            table: Table::default(),
+            heads: Arc::new(Heads::default()),
+            space: Space::new(nodes.clone()),
+            changed: Changed::default(),
+            nodes: nodes.clone(),
+            last: Position::ZERO,
+            cut: LogEnd::default(),
+            reached: Reached::default(),
+            older: None,
+        });
+        let log = Log::open_from(
+            store.clone(),
+            read_only,
+            pages_bytes,
+            &mut |newest, older| opening.borrow_mut().start(&table_nodes, newest, older),
+            &mut |said| opening.borrow_mut().replay(said),
+        )?;
+        let opened = opening.into_inner();
+        if let (Some(older), false) = (&opened.older, read_only) {
+            remove_orphans(&*store, &[&opened.reached, older]);
+        }
         let log_uuid = Uuid::from_bytes(log.uuid());
-        let commands = Mutex::new(Commands { last, ..Commands::default() });
-        let attaching = RwLock::new(());
+        let Reached { roots, table_files, .. } = opened.reached;
+        let checkpoints = Checkpoints::new(table_nodes, roots, opened.cut, table_files);
         Ok(Arc::new(Engine {
             log,
             log_uuid,
-            table: RwLock::new(table),
-            heads,
-            space,
-            commands,
-            attaching,
+            table: RwLock::new(opened.table),
+            heads: opened.heads,
+            space: opened.space,
+            commands: Mutex::new(Commands { last: opened.last, ..Commands::default() }),
+            attaching: RwLock::new(()),
+            nodes,
+            changed: opened.changed,
+            checkpoints: Mutex::new(checkpoints),
+            settings,
+            counters: EngineCounters::default(),
         }))
     }
 
@@ -243,7 +318,11 @@ impl Engine {
     /// `Unavailable` where a write or sync fails.
     pub fn step(&self, now: Instant) -> Result<bool, EngineError> {
         let walking = self.space.step(STEP_BUDGET);
-        Ok(self.log.step(now)? || walking)
+        let more = self.log.step(now)?;
+        if !self.log.read_only() && self.log.poisoned().is_none() && self.log.check_open().is_ok() {
+            self.checkpoint_where_due(now)?;
+        }
+        Ok(more || walking)
     }
 
     /// Flush, seal, give the lock back. Idempotent; later calls give `Unavailable`.
@@ -251,8 +330,22 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where the last writes fail; the lock is given back all the same.
     pub fn close(&self) -> Result<(), EngineError> {
-        let _commands = self.commands.lock();
-        Ok(self.log.close()?)
+        let writes = !self.log.read_only() && self.log.poisoned().is_none();
+        let closing =
+            if writes && self.log.check_open().is_ok() { self.close_writing() } else { Ok(()) };
+        self.log.close()?;
+        closing
+    }
+
+    fn close_writing(&self) -> Result<(), EngineError> {
+        if self.log.appended() > self.checkpointed() {
+            self.log.seal()?;
+        }
+        match self.checkpoint() {
+            // The log holds everything: the next opening replays more of it.
+            Err(error) if error.kind == Kind::Full => Ok(self.log.note_durable()?),
+            other => other.map(drop),
+        }
     }
 
     /// How the pool is doing.
@@ -286,6 +379,12 @@ impl Engine {
             written_bytes: counters.written_bytes.load(Ordering::Relaxed),
             sealed_count: counters.sealed.load(Ordering::Relaxed),
             replayed_count: counters.replayed.load(Ordering::Relaxed),
+            checkpoints_count: self.counters.checkpoints.load(Ordering::Relaxed),
+            nodes_loaded_count: self.nodes.counters.loaded.load(Ordering::Relaxed),
+            nodes_evicted_count: self.nodes.counters.evicted.load(Ordering::Relaxed),
+            nodes_written_count: self.nodes.counters.written.load(Ordering::Relaxed),
+            nodes_clean_bytes: self.nodes.resident_bytes(),
+            nodes_dirty_bytes: self.nodes.dirty_bytes(),
             gate_closed_ns_last: counters.gate_closed_ns_last.load(Ordering::Relaxed),
             gate_closed_ns_max: counters.gate_closed_ns_max.load(Ordering::Relaxed),
             space_free_bytes,
@@ -305,14 +404,21 @@ impl Engine {
         let end_bytes = before.size_bytes().max(after.size_bytes());
         let mut extents: Vec<(u64, u64, bool)> = Vec::new();
         let blocks = end_bytes.div_ceil(BLOCK_BYTES_U64);
-        crate::map::diff(&maps.0, &maps.1, 0, blocks, &mut |extent: Extent| {
+        let mut tell = |extent: Extent| {
             let (first, mapped) = (extent.first * BLOCK_BYTES_U64, extent.locator.is_some());
             let length = (extent.count * BLOCK_BYTES_U64).min(end_bytes - first);
             match extents.last_mut() {
                 Some(last) if last.0 + last.1 == first && last.2 == mapped => last.1 += length,
                 _ => extents.push((first, length, mapped)),
             }
-        });
+        };
+        let mut from = 0;
+        while let Err((told, missing)) =
+            crate::map::diff(&maps.0, &maps.1, from, blocks - from, &mut tell)
+        {
+            self.nodes.load(&missing)?;
+            from = told;
+        }
         Ok(extents)
     }
 
@@ -352,6 +458,59 @@ impl Engine {
             batch: fields.batch,
             attached_count: object.attached.load(Ordering::Acquire),
             attributes: object.attributes(),
+        }
+    }
+}
+
+/// The pool's content while it is opened: read from the checkpoint, then replayed.
+struct Opening {
+    table: Table,
+    heads: Arc<Heads>,
+    space: Space,
+    changed: Changed,
+    nodes: Arc<Nodes>,
+    last: Position,
+    cut: LogEnd,
+    reached: Reached,
+    older: Option<Reached>,
+}
+
+impl Opening {
+    fn start(
+        &mut self,
+        table_nodes: &NodeFiles,
+        newest: &Commit,
+        older: Option<&Commit>,
+    ) -> Result<Known, EngineError> {
+        let (reached, known, dead) = load::files(table_nodes, newest)?;
+        load::objects(&self.nodes, newest, dead, &mut self.table, &self.heads, &self.space)?;
+        // What the older slot reaches is only looked at to know what nobody does.
+        self.older = older.and_then(|older| Some(load::files(table_nodes, older).ok()?.0));
+        (self.reached, self.cut, self.last) = (reached, newest.cut, newest.cut.position);
+        Ok(known)
+    }
+
+    fn replay(&mut self, said: Replay<'_>) -> Result<(), String> {
+        let Opening { table, heads, space, changed, nodes, .. } = self;
+        let replayer = Replayer { table, space, nodes, changed };
+        match said {
+            Replay::Write { object, first, count, locator } => {
+                replayer.write(object, first, count, locator)
+            }
+            Replay::Clear { object, first, count, position } => {
+                replayer.clear(object, first, count, position)
+            }
+            Replay::Record { payload, position } => {
+                let record = Record::decode(payload)?;
+                let mut prepared = Prepared::new(&record, table, heads)?;
+                nodes.with(|| prepared.ready()).map_err(|error| error.text)?;
+                space.reserve(prepared.places());
+                prepared.enact(InGate::replaying(), space, nodes, position);
+                prepared.settle(space, position);
+                prepared.publish(table, changed);
+                self.last = position;
+                Ok(())
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Invariants: log order is the order in which writes become visible; a map is changed inside the
 //! gate only.
 
+mod checkpoint;
 mod command;
 mod device;
 mod engine;
@@ -13,6 +14,7 @@ mod failure;
 mod head;
 pub mod lineage;
 pub mod map;
+mod nodes;
 mod object;
 mod record;
 mod space;
@@ -20,7 +22,7 @@ mod verbs;
 mod volume;
 
 pub use device::{BlockDevice, Export, Exports};
-pub use engine::{Engine, PoolExports, Stats};
+pub use engine::{Engine, PoolExports, Settings, Stats};
 pub use error::{EngineError, Kind};
 pub use object::{ObjectFields, ObjectInfo, ObjectKind};
 pub use record::{Item, OBJECTS_MAX, Record, Verb};

@@ -4,7 +4,7 @@
 //! not in the table takes no I/O.
 
 use crate::head::{HeadRef, Heads};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use ramet_log::{ObjectId, Position};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -86,6 +86,39 @@ pub(crate) struct Object {
     /// Front ends that have it open.
     pub(crate) attached: AtomicU32,
     deleted: AtomicBool,
+    /// Whether the next checkpoint has to write it.
+    changed: AtomicBool,
+}
+
+/// What the next checkpoint has to write or forget.
+#[derive(Default)]
+pub(crate) struct Changed {
+    objects: Mutex<Vec<Arc<Object>>>,
+    gone: Mutex<Vec<ObjectId>>,
+}
+
+impl Changed {
+    /// Note that an object, or its map, changed. Cheap where that is known.
+    pub(crate) fn note(&self, object: &Arc<Object>) {
+        if !object.changed.load(Ordering::Relaxed) && !object.changed.swap(true, Ordering::AcqRel) {
+            self.objects.lock().push(object.clone());
+        }
+    }
+
+    pub(crate) fn note_gone(&self, id: ObjectId) {
+        self.gone.lock().push(id);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.objects.lock().is_empty() && self.gone.lock().is_empty()
+    }
+
+    /// Inside the gate: what changed; it counts as unchanged from here on.
+    pub(crate) fn take(&self) -> (Vec<Arc<Object>>, Vec<ObjectId>) {
+        let objects = std::mem::take(&mut *self.objects.lock());
+        objects.iter().for_each(|object| object.changed.store(false, Ordering::Release));
+        (objects, std::mem::take(&mut *self.gone.lock()))
+    }
 }
 
 impl Drop for Object {
@@ -113,7 +146,19 @@ impl Object {
             living: Arc::new(AtomicBool::new(true)),
             attached: AtomicU32::new(0),
             deleted: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
             fields,
+        }
+    }
+
+    /// What a checkpoint keeps: the fields as they are now.
+    pub(crate) fn fields_now(&self) -> ObjectFields {
+        ObjectFields {
+            name: self.name(),
+            kind: Some(self.kind()),
+            size_bytes: self.size_bytes(),
+            attributes: self.attributes(),
+            ..self.fields.clone()
         }
     }
 

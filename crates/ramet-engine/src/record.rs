@@ -4,6 +4,9 @@
 //! with it. See docs/internals/format.md, "Records".
 
 use crate::object::{ObjectFields, ObjectKind};
+use ramet_log::format::Reader;
+use ramet_log::format::node::{REFERENCE_BYTES, put_reference, take_reference};
+use ramet_log::format::superblock::NodeReference;
 use ramet_log::{ObjectId, Position};
 use uuid::Uuid;
 
@@ -59,6 +62,10 @@ mod tag {
     pub const SOURCE: u16 = 32;
     /// The nameless instant that a clone straight from a volume makes.
     pub const INSTANT: u16 = 33;
+    /// In checkpoints: the map's root.
+    pub const ROOT: u16 = 40;
+    /// In checkpoints: the place in the tree of lineage.
+    pub const PLACE: u16 = 41;
 }
 
 /// The state of an object that a record makes; the others are made by later commands.
@@ -73,6 +80,10 @@ pub struct Item {
     pub source: ObjectId,
     /// See `tag::INSTANT`.
     pub instant: ObjectId,
+    /// Where its map's root is, and the root's height: in a checkpoint.
+    pub root: Option<(NodeReference, u8)>,
+    /// Its place in the tree of lineage: in a checkpoint.
+    pub place: u64,
 }
 
 /// A command.
@@ -150,7 +161,8 @@ fn put_u64(out: &mut Vec<u8>, tag: u16, value: u64) {
 }
 
 impl Item {
-    fn encode(&self, out: &mut Vec<u8>) {
+    /// The fields of an item.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let object = &self.object;
         put_u64(out, tag::ID, object.id.0);
         put_u64(out, tag::SOURCE, self.source.0);
@@ -177,10 +189,18 @@ impl Item {
         if !object.attributes.is_empty() {
             put(out, tag::ATTRIBUTES, &object.attributes);
         }
+        if let Some((root, height)) = &self.root {
+            let mut value = Vec::with_capacity(REFERENCE_BYTES + 1);
+            put_reference(&mut value, root);
+            value.push(*height);
+            put(out, tag::ROOT, &value);
+        }
+        put_u64(out, tag::PLACE, self.place);
         out.extend(&object.unknown);
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, String> {
+    /// Read the fields of an item.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let mut item = Item::default();
         let mut from = Fields(bytes);
         while !from.0.is_empty() {
@@ -230,6 +250,12 @@ impl Item {
             tag::LOCK_UNTIL => object.lock_until_ns = number()?,
             tag::DELETE_AFTER => object.delete_after_ns = number()?,
             tag::ATTRIBUTES => object.attributes = value.to_vec(),
+            tag::ROOT => {
+                let root = take_reference(&mut Reader::new(value, 0));
+                let root = root.ok_or("a root that ends early")?;
+                self.root = Some((root, Fields(&value[REFERENCE_BYTES..]).u8()?));
+            }
+            tag::PLACE => self.place = number()?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -243,6 +269,10 @@ impl<'a> Fields<'a> {
         let (part, rest) = self.0.split_at_checked(count).ok_or("a record that ends early")?;
         self.0 = rest;
         Ok(part)
+    }
+
+    fn u8(&mut self) -> Result<u8, String> {
+        Ok(self.take(1)?[0])
     }
 
     fn u16(&mut self) -> Result<u16, String> {
@@ -272,7 +302,7 @@ mod tests {
         };
         object.size_bytes = 4096;
         put(&mut object.unknown, 999, b"later");
-        let item = Item { object, source: ObjectId(3), instant: ObjectId(4) };
+        let item = Item { object, source: ObjectId(3), instant: ObjectId(4), ..Item::default() };
         let record = Record { verb: Verb::Clone, items: vec![item] };
         assert_eq!(Record::decode(&record.encode()), Ok(record));
     }

@@ -1,20 +1,25 @@
 //! What is let go of: from the write path, through the tree of lineage, to the slots that are dead.
 //!
 //! Invariants: inside the gate only a list grows; the tree is changed under its own lock, and what
-//! was let go of before a command reaches it before the command does. Slots are only counted dead
-//! here: giving bytes back is not part of this version.
+//! was let go of before a command reaches it before the command does; what cannot be read frees
+//! nothing. Slots are only counted dead here: giving bytes back is not part of this version.
 
 use crate::head::{HeadRef, Parent};
-use crate::lineage::{Lineage, PlaceId, Shed};
-use crate::map::{self, Map, Node};
+use crate::lineage::{Lineage, PlaceId, PlaceImage, Shed};
+use crate::map::{self, Map, Missing, Node};
+use crate::nodes::Nodes;
 use crate::object::Object;
 use parking_lot::Mutex;
 use ramet_log::{Locator, Position, SegmentId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Entries that may wait before a writer sees to them itself.
 const PENDING_MAX: usize = 65_536;
+/// Nodes that are looked at before others may take nodes out of memory again.
+const NODES_AT_ONCE: u64 = 256;
+/// What loading a node counts as, in nodes looked at.
+const LOAD_COST: u64 = 16;
 
 /// A new place.
 pub(crate) struct Birth<'a> {
@@ -36,10 +41,18 @@ enum Pending {
 }
 
 /// See the head of this file.
-#[derive(Default)]
 pub(crate) struct Space {
+    nodes: Arc<Nodes>,
     pending: Mutex<Vec<Pending>>,
     state: Mutex<State>,
+}
+
+/// What a checkpoint keeps of all this.
+pub(crate) struct SpaceImage {
+    /// Places that changed; `Err` with the number of one that went.
+    pub(crate) places: Vec<Result<PlaceImage, u32>>,
+    /// Segments with more dead slots than before: how many, and which.
+    pub(crate) dead: HashMap<SegmentId, (u32, Vec<u64>)>,
 }
 
 #[derive(Default)]
@@ -58,6 +71,8 @@ struct State {
 struct Dead {
     segments: HashMap<SegmentId, Vec<u64>>,
     slots_count: u64,
+    /// Segments with more of them than the last checkpoint knows.
+    changed: HashSet<SegmentId>,
 }
 
 impl Dead {
@@ -72,6 +87,12 @@ impl Dead {
             self.slots_count += u64::from(bits[word] & bit == 0);
             bits[word] |= bit;
         }
+        self.changed.insert(locator.segment());
+    }
+
+    fn image(&self, segment: SegmentId) -> (u32, Vec<u64>) {
+        let bits = self.segments.get(&segment).cloned().unwrap_or_default();
+        (bits.iter().map(|word| word.count_ones()).sum(), bits)
     }
 }
 
@@ -117,6 +138,61 @@ impl map::LetGo for LetGo<'_> {
 }
 
 impl Space {
+    pub(crate) fn new(nodes: Arc<Nodes>) -> Self {
+        Space { nodes, pending: Mutex::default(), state: Mutex::default() }
+    }
+
+    /// Put back what a checkpoint kept, into an empty space.
+    pub(crate) fn restore(
+        &self,
+        lineage: Lineage,
+        heads: HashMap<PlaceId, HeadRef>,
+        dead: impl Iterator<Item = (SegmentId, Vec<u64>)>,
+    ) {
+        let state = &mut *self.state.lock();
+        (state.lineage, state.heads) = (lineage, heads);
+        for (segment, bits) in dead {
+            let count: u32 = bits.iter().map(|word| word.count_ones()).sum();
+            state.dead.slots_count += u64::from(count);
+            state.dead.segments.insert(segment, bits);
+        }
+    }
+
+    /// Close the gate with `cut`, and take what changed up to that moment and nothing after it. No
+    /// command is under way.
+    pub(crate) fn image<T>(&self, cut: impl FnOnce() -> (T, PendingAtCut)) -> (T, SpaceImage) {
+        let mut state = self.state.lock();
+        let (told, PendingAtCut(before)) = cut();
+        self.take_in(&mut state, before);
+        assert!(state.waiting.is_empty(), "no command is under way");
+        let places = state.lineage.take_changes();
+        let changed = std::mem::take(&mut state.dead.changed);
+        let dead = changed.into_iter().map(|id| (id, state.dead.image(id))).collect();
+        (told, SpaceImage { places, dead })
+    }
+
+    /// Inside the gate: what was let go of so far.
+    pub(crate) fn at_cut(&self) -> PendingAtCut {
+        PendingAtCut(std::mem::take(&mut *self.pending.lock()))
+    }
+
+    /// A checkpoint that took these changes came to nothing: the next one takes them again.
+    pub(crate) fn unimage(
+        &self,
+        places: impl Iterator<Item = u32>,
+        dead: impl Iterator<Item = SegmentId>,
+    ) {
+        let mut state = self.state.lock();
+        state.lineage.mark_changed(places);
+        state.dead.changed.extend(dead);
+    }
+
+    /// Whether a checkpoint would find anything here.
+    pub(crate) fn has_changed(&self) -> bool {
+        let state = self.caught_up();
+        state.lineage.has_changed() || !state.dead.changed.is_empty()
+    }
+
     /// Name places before the gate, so that what is shed under them meanwhile waits.
     ///
     /// From here to `settled` (or `unreserve`) nothing is answered: heads are ahead of the tree
@@ -211,29 +287,47 @@ impl Space {
 
     /// Answer some of what is dying. Result: whether more waits.
     pub(crate) fn step(&self, budget: u64) -> bool {
-        let State { lineage, heads, dead, commands_under_way, .. } = &mut *self.caught_up();
-        if *commands_under_way > 0 {
-            return true;
-        }
-        let living = |place: PlaceId| heads.get(&place).map(|head| head.map().clone());
         let mut spent = 0;
         while spent < budget {
-            match lineage
-                .step(&living, budget - spent, &mut |_, count, locator| dead.mark(locator, count))
-            {
-                0 => return false,
-                cost => spent += cost,
+            match self.answer(budget - spent) {
+                Ok(0) => return self.state.lock().lineage.has_turns(),
+                Ok(cost) => spent += cost,
+                Err(missing) => {
+                    spent += LOAD_COST;
+                    if self.nodes.load(&missing).is_err() {
+                        // Fail closed: nothing of this walk is freed.
+                        self.state.lock().lineage.give_up_turn();
+                    }
+                }
             }
         }
-        lineage.counts().1 > 0
+        self.state.lock().lineage.has_turns()
+    }
+
+    fn answer(&self, budget: u64) -> Result<u64, Missing> {
+        let State { lineage, heads, dead, commands_under_way, .. } = &mut *self.caught_up();
+        if *commands_under_way > 0 {
+            return Ok(0);
+        }
+        let living = |place: PlaceId| heads.get(&place).map(|head| head.map().clone());
+        let _hold = self.nodes.hold();
+        let mut tell = |_, count, locator| dead.mark(locator, count);
+        let answered = lineage.step(&living, budget.min(NODES_AT_ONCE), &mut tell);
+        self.nodes.dirtied(std::mem::take(&mut lineage.dirtied_bytes));
+        answered
     }
 
     /// The state, after everything that was let go of before has reached it.
     fn caught_up(&self) -> parking_lot::MutexGuard<'_, State> {
         let mut state = self.state.lock();
         let fresh = std::mem::take(&mut *self.pending.lock());
+        self.take_in(&mut state, fresh);
+        state
+    }
+
+    fn take_in(&self, state: &mut State, fresh: Vec<Pending>) {
         if fresh.is_empty() && state.waiting.is_empty() {
-            return state;
+            return;
         }
         let mut all = std::mem::take(&mut state.waiting);
         all.extend(fresh);
@@ -249,11 +343,7 @@ impl Space {
             }
             match all.next().expect("peeked") {
                 Pending::Dead(locator, count) => state.dead.mark(locator, count),
-                Pending::Shed(shed) => {
-                    if let Some((locator, count)) = state.lineage.shed(&shed) {
-                        state.dead.mark(locator, count);
-                    }
-                }
+                Pending::Shed(shed) => self.take_in_shed(state, &shed),
                 Pending::Detached { place, parent, position, first, piece } => {
                     let mut pieces = vec![(first, piece)];
                     let same = |next: &Pending| match next {
@@ -270,6 +360,20 @@ impl Space {
             }
         }
         state.waiting = all.collect();
-        state
+        self.nodes.dirtied(std::mem::take(&mut state.lineage.dirtied_bytes));
+    }
+
+    fn take_in_shed(&self, state: &mut State, shed: &Shed) {
+        let taken = self.nodes.with(|| {
+            let _hold = self.nodes.hold();
+            state.lineage.shed(shed)
+        });
+        // Where the map of what was shed before cannot be read these blocks stay: fail closed.
+        if let Ok(Some((locator, count))) = taken {
+            state.dead.mark(locator, count);
+        }
     }
 }
+
+/// See `Space::at_cut`.
+pub(crate) struct PendingAtCut(Vec<Pending>);

@@ -10,8 +10,8 @@ use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind};
 use crate::record::{Item, OBJECTS_MAX, Record, Verb};
 use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
-use parking_lot::MutexGuard;
-use ramet_log::{BLOCK_BYTES_U64, ObjectId, PreparedRecord};
+use parking_lot::{MutexGuard, RwLockReadGuard};
+use ramet_log::{BLOCK_BYTES_U64, GateGuard, ObjectId, PreparedRecord};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -125,7 +125,7 @@ impl Engine {
             let mut object =
                 self.fields(&mut commands, &batch, name, ObjectKind::Volume, size_bytes)?;
             self.set_origin(&mut object, &source);
-            items.push(Item { object, source: source.id(), instant });
+            items.push(Item { object, source: source.id(), instant, ..Item::default() });
         }
         self.run(&mut commands, Record { verb: Verb::Clone, items })
     }
@@ -161,7 +161,7 @@ impl Engine {
             let size_bytes = if take_size { snapshot.size_bytes() } else { 0 };
             let object = ObjectFields { id: volume.id(), size_bytes, ..ObjectFields::default() };
             let instant = self.next_id(&mut commands)?;
-            items.push(Item { object, source: snapshot.id(), instant });
+            items.push(Item { object, source: snapshot.id(), instant, ..Item::default() });
         }
         self.run(&mut commands, Record { verb: Verb::Revert, items })
     }
@@ -302,20 +302,39 @@ impl Engine {
         check_detached(&prepared.ending())?;
         self.space.reserve(prepared.places());
         prepared.warm();
-        let mut gate = self
-            .log
-            .enter_command(&bytes)
-            .inspect_err(|_| self.space.unreserve(prepared.places()))?;
+        let entered = self.enter_ready(&prepared, &bytes);
+        let (mut gate, hold) = entered.inspect_err(|_| self.space.unreserve(prepared.places()))?;
         let position = gate.record(bytes);
-        prepared.enact(InGate::closed(&gate), &self.space, position);
+        prepared.enact(InGate::closed(&gate), &self.space, &self.nodes, position);
+        drop(hold);
         let sequence = gate.sequence();
         drop(gate);
         drop(attaching);
         prepared.settle(&self.space, position);
         commands.note(position);
         self.log.commit(sequence)?;
-        prepared.publish(&mut self.table.write());
+        prepared.publish(&mut self.table.write(), &self.changed);
         Ok(prepared.made.iter().map(|object| self.info(object)).collect())
+    }
+
+    /// Close the gate with everything in memory that the command needs of the maps.
+    fn enter_ready(
+        &self,
+        prepared: &Prepared,
+        bytes: &PreparedRecord,
+    ) -> Result<(GateGuard<'_>, RwLockReadGuard<'_, ()>)> {
+        self.nodes.with(|| prepared.ready())?;
+        loop {
+            let gate = self.log.enter_command(bytes)?;
+            let hold = self.nodes.hold();
+            match prepared.ready() {
+                Ok(()) => return Ok((gate, hold)),
+                Err(missing) => {
+                    drop((hold, gate));
+                    self.nodes.load(&missing)?;
+                }
+            }
+        }
     }
 
     fn next_id(&self, commands: &mut Commands) -> Result<ObjectId> {
@@ -359,7 +378,7 @@ impl Engine {
         let mut object =
             self.fields(commands, batch, name, ObjectKind::Snapshot, volume.size_bytes())?;
         self.set_origin(&mut object, volume);
-        Ok(Item { object, source: volume.id(), instant: ObjectId(0) })
+        Ok(Item { object, source: volume.id(), ..Item::default() })
     }
 
     fn set_origin(&self, object: &mut ObjectFields, source: &Arc<Object>) {

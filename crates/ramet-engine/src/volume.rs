@@ -7,8 +7,9 @@
 
 use crate::engine::Engine;
 use crate::head::InGate;
-use crate::map::{Extent, LetGo as _, Map};
-use crate::object::{Object, ObjectKind, Table};
+use crate::map::{Extent, LetGo as _, Map, Missing};
+use crate::nodes::Nodes;
+use crate::object::{Changed, Object, ObjectKind, Table};
 use crate::space::{LetGo, Space};
 use crate::{BlockDevice, EngineError, Kind};
 use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, GateGuard, Locator, ObjectId, Position, crc_blocks};
@@ -81,8 +82,10 @@ impl VolumeDevice {
     fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
         let count = (buffer.len() / BLOCK_BYTES) as u64;
         EXTENTS.with_borrow_mut(|extents| {
-            extents.clear();
-            self.object.head.map().lookup(first, count, extents);
+            self.engine.nodes.with(|| {
+                extents.clear();
+                self.object.head.map().lookup(first, count, extents)
+            })?;
             // A deleted object's map is taken away inside the gate after it is marked: checked
             // after the look-up, holes of a map that is gone are never served.
             self.check_living()?;
@@ -144,7 +147,7 @@ impl VolumeDevice {
         let partial_last = !end_bytes.is_multiple_of(BLOCK_BYTES_U64) && last != first;
         for (index, partial) in [(first, partial_first), (last, partial_last)] {
             if partial {
-                let locator = self.object.head.map().get(index);
+                let locator = self.engine.nodes.with(|| self.object.head.map().get(index))?;
                 let from =
                     usize::try_from(index - first).expect("bounded by the piece") * BLOCK_BYTES;
                 let block = &mut merged.bytes[from..from + BLOCK_BYTES];
@@ -174,28 +177,42 @@ impl VolumeDevice {
     ) -> Result<bool> {
         let log = &self.engine.log;
         let blocks_count: usize = runs.iter().map(|(_, bytes)| bytes.len() / BLOCK_BYTES).sum();
+        let needs = runs.iter().map(|(first, bytes)| (*first, (bytes.len() / BLOCK_BYTES) as u64));
+        self.engine.make_room_for_nodes()?;
         let sequence = CHECKSUMS.with_borrow_mut(|checksums| -> Result<_> {
             checksums.clear();
             for (_, bytes) in runs {
                 crc_blocks(bytes, checksums);
             }
-            let mut gate = log.enter_write(blocks_count as u64)?;
-            // Again: the object may have ended, frozen or shrunk since the request was checked.
-            self.check_write(range.0, range.1)?;
-            let token = InGate::closed(&gate);
-            if !self.edges_hold(token, edges) {
-                return Ok(None);
+            // Outside the gate first, so that few are sent back.
+            self.engine.nodes.with(|| self.ready(needs.clone(), clear))?;
+            loop {
+                let mut gate = log.enter_write(blocks_count as u64)?;
+                // Again: the object may have ended, frozen or shrunk since it was checked.
+                self.check_write(range.0, range.1)?;
+                let hold = self.engine.nodes.hold();
+                let token = InGate::closed(&gate);
+                let ready = self.ready(needs.clone(), clear);
+                let missing = match ready.and_then(|()| self.edges_hold(token, edges)) {
+                    Ok(false) => return Ok(None),
+                    Ok(true) => {
+                        let mut rest = &checksums[..];
+                        for (first, bytes) in runs {
+                            let (own, after) = rest.split_at(bytes.len() / BLOCK_BYTES);
+                            self.append_run(&mut gate, *first, bytes, own);
+                            rest = after;
+                        }
+                        if let Some(clear) = clear {
+                            self.append_clear(&mut gate, clear);
+                        }
+                        return Ok(Some(gate.sequence()));
+                    }
+                    Err(missing) => missing,
+                };
+                // No file is read inside the gate.
+                drop((hold, gate));
+                self.engine.nodes.load(&missing)?;
             }
-            let mut rest = &checksums[..];
-            for (first, bytes) in runs {
-                let (own, after) = rest.split_at(bytes.len() / BLOCK_BYTES);
-                self.append_run(&mut gate, *first, bytes, own);
-                rest = after;
-            }
-            if let Some(clear) = clear {
-                self.append_clear(&mut gate, clear);
-            }
-            Ok(Some(gate.sequence()))
         })?;
         let Some(sequence) = sequence else {
             return Ok(false);
@@ -208,35 +225,66 @@ impl VolumeDevice {
         Ok(true)
     }
 
-    fn edges_hold(&self, _gate: InGate<'_>, edges: &[(u64, Option<Locator>)]) -> bool {
-        edges.is_empty() || {
-            let map = self.object.head.map();
-            edges.iter().all(|(index, locator)| map.get(*index) == *locator)
+    /// Whether the map has in memory what these changes need.
+    fn ready(
+        &self,
+        writes: impl Iterator<Item = (u64, u64)>,
+        clear: Option<Clear>,
+    ) -> std::result::Result<(), Missing> {
+        let map = self.object.head.map();
+        for (first, count) in writes {
+            map.ready(first, count, false)?;
         }
+        clear.map_or(Ok(()), |clear| map.ready(clear.first, clear.count, true))
+    }
+
+    fn edges_hold(
+        &self,
+        _gate: InGate<'_>,
+        edges: &[(u64, Option<Locator>)],
+    ) -> std::result::Result<bool, Missing> {
+        if edges.is_empty() {
+            return Ok(true);
+        }
+        let map = self.object.head.map();
+        for (index, locator) in edges {
+            if map.get(*index)? != *locator {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn append_run(&self, gate: &mut GateGuard<'_>, first: u64, bytes: &[u8], checksums: &[u32]) {
         let object = &*self.object;
-        let space = &self.engine.space;
         let mut placed = Placed::default();
         gate.write(object.id(), first, bytes, checksums, |first, count, locator| {
             placed.push(first, count, locator)
         });
         let token = InGate::closed(gate);
+        self.engine.changed.note(&self.object);
         let mut map = object.head.map_mut(token);
         for (first, count, locator) in placed.iter() {
-            write_map(&mut map, object, space, token, first, count, locator);
+            let space = &self.engine.space;
+            let dirtied = write_map(&mut map, object, space, token, first, count, locator)
+                .expect("was found ready, and held");
+            self.engine.nodes.dirtied(dirtied);
         }
     }
 
     fn append_clear(&self, gate: &mut GateGuard<'_>, clear: Clear) {
         let object = &*self.object;
-        if clear.count == 0 || object.head.map().is_empty_between(clear.first, clear.count) {
+        let Clear { trim, first, count } = clear;
+        let empty = object.head.map().is_empty_between(first, count);
+        if count == 0 || empty.expect("was found ready, and held") {
             return;
         }
-        let position = gate.clear(clear.trim, object.id(), clear.first, clear.count);
+        let position = gate.clear(trim, object.id(), first, count);
         let token = InGate::closed(gate);
-        clear_map(object, &self.engine.space, token, clear.first, clear.count, position);
+        self.engine.changed.note(&self.object);
+        let dirtied = clear_map(object, &self.engine.space, token, first, count, position)
+            .expect("was found ready, and held");
+        self.engine.nodes.dirtied(dirtied);
     }
 
     /// Zero a range: whole blocks are cleared, partial ones at the edges are written.
@@ -419,6 +467,7 @@ impl Placed {
     }
 }
 
+/// Result: bytes of the map that are now nowhere else.
 fn write_map(
     map: &mut Map,
     object: &Object,
@@ -427,7 +476,7 @@ fn write_map(
     first: u64,
     count: u64,
     locator: Locator,
-) {
+) -> std::result::Result<u64, Missing> {
     let place = object.place();
     object.head.with_parent(gate, |parent| {
         let mut let_go = LetGo::new(space, place, parent, Position::ZERO);
@@ -435,8 +484,8 @@ fn write_map(
         let newest = locator.offset(count - 1).position();
         map.write(first, count, locator, newest, &mut |index, count, old| {
             let_go.run(index, count, old)
-        });
-    });
+        })
+    })
 }
 
 fn clear_map(
@@ -446,48 +495,65 @@ fn clear_map(
     first: u64,
     count: u64,
     position: Position,
-) {
+) -> std::result::Result<u64, Missing> {
     let place = object.place();
     object.head.with_parent(gate, |parent| {
         let mut let_go = LetGo::new(space, place, parent, position);
-        object.head.map_mut(gate).remove(first, count, position, &mut let_go);
-    });
+        object.head.map_mut(gate).remove(first, count, position, &mut let_go)
+    })
 }
 
-/// A write, as the log tells it.
-pub(crate) fn replay_write(
-    table: &Table,
-    space: &Space,
-    id: ObjectId,
-    first: u64,
-    count: u64,
-    locator: Locator,
-) -> std::result::Result<(), String> {
-    let object = table
-        .get(id)
-        .ok_or_else(|| format!("a write to object {:#x}, which is not there", id.0))?;
-    if object.kind() != ObjectKind::Volume || count == 0 {
-        return Err(format!("a write of {count} blocks to object {:#x}", id.0));
-    }
-    let gate = InGate::replaying();
-    write_map(&mut object.head.map_mut(gate), object, space, gate, first, count, locator);
-    Ok(())
+/// What replay changes maps with.
+pub(crate) struct Replayer<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) space: &'a Space,
+    pub(crate) nodes: &'a Nodes,
+    pub(crate) changed: &'a Changed,
 }
 
-/// A trim or zero, as the log tells it.
-pub(crate) fn replay_clear(
-    table: &Table,
-    space: &Space,
-    id: ObjectId,
-    first: u64,
-    count: u64,
-    position: Position,
-) -> std::result::Result<(), String> {
-    let object =
-        table.get(id).ok_or_else(|| format!("a trim of object {:#x}, which is not there", id.0))?;
-    if object.kind() != ObjectKind::Volume {
-        return Err(format!("a trim of snapshot {:#x}", id.0));
+impl Replayer<'_> {
+    fn volume(&self, id: ObjectId) -> std::result::Result<&Arc<Object>, String> {
+        let object = self.table.get(id);
+        let object =
+            object.ok_or_else(|| format!("object {:#x} is written to, and not there", id.0))?;
+        if object.kind() != ObjectKind::Volume {
+            return Err(format!("snapshot {:#x} is written to", id.0));
+        }
+        self.changed.note(object);
+        Ok(object)
     }
-    clear_map(object, space, InGate::replaying(), first, count, position);
-    Ok(())
+
+    /// A write, as the log tells it.
+    pub(crate) fn write(
+        &self,
+        id: ObjectId,
+        first: u64,
+        count: u64,
+        locator: Locator,
+    ) -> std::result::Result<(), String> {
+        let object = self.volume(id)?;
+        if count == 0 {
+            return Err(format!("a write of no blocks to object {:#x}", id.0));
+        }
+        let gate = InGate::replaying();
+        let write = || {
+            let map = &mut object.head.map_mut(gate);
+            write_map(map, object, self.space, gate, first, count, locator)
+        };
+        self.nodes.with(write).map(|bytes| self.nodes.dirtied(bytes)).map_err(|error| error.text)
+    }
+
+    /// A trim or zero, as the log tells it.
+    pub(crate) fn clear(
+        &self,
+        id: ObjectId,
+        first: u64,
+        count: u64,
+        position: Position,
+    ) -> std::result::Result<(), String> {
+        let object = self.volume(id)?;
+        let gate = InGate::replaying();
+        let clear = || clear_map(object, self.space, gate, first, count, position);
+        self.nodes.with(clear).map(|bytes| self.nodes.dirtied(bytes)).map_err(|error| error.text)
+    }
 }

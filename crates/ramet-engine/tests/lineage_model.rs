@@ -6,7 +6,7 @@
 //! it needs.
 
 use ramet_engine::lineage::{Lineage, PlaceId, Shed};
-use ramet_engine::map::{LetGo, Map, Node};
+use ramet_engine::map::{LetGo, Map, Missing, Node};
 use ramet_log::{Locator, Position};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -109,7 +109,7 @@ impl World {
                 self.dead.extend((0..count).map(|index| locator.offset(index)));
             } else if !self.living.contains(&parent.0) {
                 let shed = Shed { place, parent: parent.0, first, count, locator };
-                if let Some((locator, count)) = self.lineage.shed(&shed) {
+                if let Some((locator, count)) = self.lineage.shed(&shed).expect("in memory") {
                     self.dead.extend((0..count).map(|index| locator.offset(index)));
                 }
             }
@@ -125,9 +125,12 @@ impl World {
         self.born.insert(locator);
         let mut dropped = Dropped::default();
         let object = self.objects.get_mut(&name).expect("named by the test");
-        object.map.write(index * STRIDE, 1, locator, position, &mut |first, count, old| {
-            dropped.run(first, count, old)
-        });
+        object
+            .map
+            .write(index * STRIDE, 1, locator, position, &mut |first, count, old| {
+                dropped.run(first, count, old)
+            })
+            .expect("in memory");
         self.let_go(name, dropped, position);
     }
 
@@ -136,7 +139,7 @@ impl World {
         let mut dropped = Dropped::default();
         let object = self.objects.get_mut(&name).expect("named by the test");
         let count = if wide { 3 * STRIDE } else { 1 };
-        object.map.remove(index * STRIDE, count, position, &mut dropped);
+        object.map.remove(index * STRIDE, count, position, &mut dropped).expect("in memory");
         self.let_go(name, dropped, position);
     }
 
@@ -207,13 +210,12 @@ impl World {
     fn step(&mut self, budget: u64) -> bool {
         let maps = self.maps();
         let dead = &mut self.dead;
-        let cost = self.lineage.step(
-            &|place| maps.get(&place).cloned(),
-            budget,
-            &mut |_, count, locator| {
+        let cost = self
+            .lineage
+            .step(&|place| maps.get(&place).cloned(), budget, &mut |_, count, locator| {
                 dead.extend((0..count).map(|index| locator.offset(index)));
-            },
-        );
+            })
+            .expect("in memory");
         cost > 0
     }
 
@@ -226,9 +228,12 @@ impl World {
         let maps = self.maps();
         let set: HashSet<PlaceId> = names.iter().map(|name| self.objects[name].place).collect();
         let mut freed = HashSet::new();
-        self.lineage.frees(&set, &|place| maps.get(&place).cloned(), &mut |_, count, locator| {
+        let mut load = |_: &Missing| -> Result<(), String> { Err("all is in memory".into()) };
+        let living = |place| maps.get(&place).cloned();
+        let mut tell = |_, count, locator: Locator| {
             freed.extend((0..count).map(|index| locator.offset(index)));
-        });
+        };
+        self.lineage.frees(&set, &living, &mut load, &mut tell).expect("in memory");
         let all = self.held(&HashSet::new());
         let kept = self.held(names);
         assert_eq!(
@@ -240,7 +245,7 @@ impl World {
 }
 
 fn blocks(map: &Map) -> Vec<Locator> {
-    (0..INDEXES + 3).filter_map(|index| map.get(index * STRIDE)).collect()
+    (0..INDEXES + 3).filter_map(|index| map.get(index * STRIDE).expect("in memory")).collect()
 }
 
 fn play(seed: u64) {

@@ -6,7 +6,7 @@
 //! what it lets go of reaches the tree later, in order, before anything else does.
 
 use ramet_engine::lineage::{Lineage, Shed};
-use ramet_engine::map::{LetGo, Map, Node};
+use ramet_engine::map::{LetGo, Map, Missing, Node};
 use ramet_log::{Locator, Position, SegmentId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -70,6 +70,7 @@ fn blocks(map: &Map) -> impl Iterator<Item = (u64, Locator)> + '_ {
         (0..count).map(move |offset| (first + offset, locator.offset(offset)))
     };
     map.extents(0)
+        .map(|extent| extent.expect("in memory"))
         .flat_map(move |extent| each(extent.first, extent.count, extent.locator.expect("mapped")))
 }
 
@@ -140,7 +141,7 @@ impl World {
         for pending in self.pending.drain(..) {
             match pending {
                 Pending::Shed(shed) => {
-                    if let Some((locator, count)) = self.lineage.shed(&shed) {
+                    if let Some((locator, count)) = self.lineage.shed(&shed).expect("in memory") {
                         tell(&mut self.dead, count, locator);
                     }
                 }
@@ -180,15 +181,16 @@ impl World {
         }
         let newest = locator.offset(count - 1).position();
         self.change(name, |map, writer| {
-            map.write(index, count, locator, newest, &mut |first, count, old| {
-                writer.run(first, count, old)
-            });
+            let mut run = |first, count, old| writer.run(first, count, old);
+            map.write(index, count, locator, newest, &mut run).expect("in memory");
         });
     }
 
     fn trim(&mut self, name: u64, first: u64, count: u64) {
         let position = self.next_position();
-        self.change(name, |map, writer| map.remove(first, count, position, writer));
+        self.change(name, |map, writer| {
+            map.remove(first, count, position, writer).expect("in memory");
+        });
     }
 
     fn create(&mut self) {
@@ -260,9 +262,12 @@ impl World {
         let maps = self.maps();
         let set = names.iter().map(|name| self.objects[name].place).collect();
         let mut freed = HashSet::new();
-        self.lineage.frees(&set, &|place| maps.get(&place).cloned(), &mut |_, count, locator| {
+        let mut load = |_: &Missing| -> Result<(), String> { Err("all is in memory".into()) };
+        let living = |place| maps.get(&place).cloned();
+        let mut tell = |_, count, locator: Locator| {
             freed.extend((0..count).map(|offset| locator.offset(offset)));
-        });
+        };
+        self.lineage.frees(&set, &living, &mut load, &mut tell).expect("in memory");
         let after = self.held(names);
         let expected: HashSet<Locator> = self.held(&[]).difference(&after).copied().collect();
         assert_eq!(freed, expected, "dry run of {names:?}");
@@ -276,9 +281,9 @@ impl World {
         self.catch_up();
         let maps = self.maps();
         let dead = &mut self.dead;
-        self.lineage.step(&|place| maps.get(&place).cloned(), budget, &mut |_, count, locator| {
-            tell(dead, count, locator)
-        });
+        let living = |place| maps.get(&place).cloned();
+        let mut told = |_, count, locator| tell(dead, count, locator);
+        self.lineage.step(&living, budget, &mut told).expect("in memory");
     }
 
     fn is_dying(&mut self) -> bool {
@@ -336,6 +341,16 @@ fn play(seed: u64) {
             world.step(1 + random.below(6));
         }
         assert!(world.dead.is_disjoint(&world.held(&[])), "a held block is dead");
+        if random.below(20) == 0 {
+            // As if a checkpoint were read back.
+            world.catch_up();
+            world.lineage = std::mem::take(&mut world.lineage).rebuilt();
+            for object in world.objects.values_mut().filter(|object| object.position.is_none()) {
+                let parent = world.lineage.parent_of(object.place);
+                object.parent =
+                    parent.map_or((0, Position::ZERO), |(id, position, _)| (id, position));
+            }
+        }
     }
     while world.is_dying() {
         world.step(1 + random.below(6));

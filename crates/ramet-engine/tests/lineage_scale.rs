@@ -1,7 +1,7 @@
 //! Lineage with ten thousand places: commands and steps cost what they touch, not what there is.
 
 use ramet_engine::lineage::{Lineage, PlaceId, Shed};
-use ramet_engine::map::{Map, diff};
+use ramet_engine::map::{Map, Missing, diff};
 use ramet_log::{Locator, Position, SegmentId};
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +18,8 @@ fn write(map: &mut Map, first: u64, locator: Locator) -> Vec<(u64, u64, Locator)
     let mut old = Vec::new();
     map.write(first, 1, locator, locator.position(), &mut |first, count, locator| {
         old.push((first, count, locator));
-    });
+    })
+    .expect("in memory");
     old
 }
 
@@ -29,7 +30,8 @@ fn golden() -> Map {
         if locator.slot() > 60_000 {
             locator = SegmentId::new(1, locator.segment().counter() + 1).slot(1);
         }
-        map.write(first, 250, locator, locator.offset(249).position(), &mut |_, _, _| {});
+        map.write(first, 250, locator, locator.offset(249).position(), &mut |_, _, _| {})
+            .expect("in memory");
         locator = locator.offset(251);
     }
     map
@@ -39,7 +41,9 @@ fn golden() -> Map {
 fn finish(lineage: &mut Lineage, maps: &HashMap<PlaceId, Map>) -> (u64, u64) {
     let (before, mut dead) = (lineage.nodes_visited, 0);
     while lineage.counts().1 > 0 {
-        lineage.step(&|place| maps.get(&place).cloned(), 4096, &mut |_, count, _| dead += count);
+        lineage
+            .step(&|place| maps.get(&place).cloned(), 4096, &mut |_, count, _| dead += count)
+            .expect("in memory");
     }
     (lineage.nodes_visited - before, dead)
 }
@@ -95,7 +99,8 @@ fn clones_of_a_deleted_golden_image_die_and_shed_without_asking_all_of_each_othe
         let map = maps.get_mut(&clone).expect("it lives");
         for (first, count, locator) in write(map, 55_555, at(400_000 + clone).locator()) {
             if locator.position() < at(0) {
-                lineage.shed(&Shed { place: clone, parent: 1, first, count, locator });
+                let shed = Shed { place: clone, parent: 1, first, count, locator };
+                lineage.shed(&shed).expect("in memory");
             }
         }
         let (visited, dead) = finish(&mut lineage, &maps);
@@ -108,10 +113,12 @@ fn clones_of_a_deleted_golden_image_die_and_shed_without_asking_all_of_each_othe
     // So few overwrote any block of the image that every one is held still.
     let (image, mut mapped) = (golden(), BLOCKS);
     for map in maps.values() {
-        diff(&image, map, 0, BLOCKS, &mut |extent| mapped += extent.count);
+        diff(&image, map, 0, BLOCKS, &mut |extent| mapped += extent.count).expect("in memory");
     }
     let mut freed = 0;
-    lineage.frees(&all, &|place| maps.get(&place).cloned(), &mut |_, count, _| freed += count);
+    let mut load = |_: &Missing| -> Result<(), String> { Err("all is in memory".into()) };
+    let living = |place| maps.get(&place).cloned();
+    lineage.frees(&all, &living, &mut load, &mut |_, count, _| freed += count).expect("in memory");
     assert_eq!(freed, mapped, "the dry run tells each block once");
     for (place, map) in std::mem::take(&mut maps) {
         lineage.ended(place, at(550_000), map);
@@ -160,9 +167,11 @@ fn families_take_turns() {
     }
     let mut told = Vec::new();
     while lineage.counts().1 > 0 {
-        lineage.step(&|place: PlaceId| maps.get(&place).cloned(), 1, &mut |_, _, locator| {
-            told.push(locator.slot() >= 10)
-        });
+        lineage
+            .step(&|place: PlaceId| maps.get(&place).cloned(), 1, &mut |_, _, locator| {
+                told.push(locator.slot() >= 10)
+            })
+            .expect("in memory");
     }
     assert_eq!(told, [false, true, false, true, false, true, false, true]);
 }
@@ -175,7 +184,10 @@ fn nothing_is_answered_while_a_command_is_under_way() {
     write(&mut map, 0, at(1).locator());
     lineage.ended(1, at(2), map);
     lineage.reserve([7].into_iter());
-    assert_eq!(lineage.step(&|_| None, 10, &mut |_, _, _| panic!("answered too early")), 0);
+    let step = lineage
+        .step(&|_| None, 10, &mut |_, _, _| panic!("answered too early"))
+        .expect("in memory");
+    assert_eq!(step, 0);
     lineage.unreserve([7].into_iter());
     assert_eq!(finish(&mut lineage, &HashMap::new()).1, 1);
 }

@@ -91,7 +91,8 @@ impl LetGo for Collected {
         assert!(first.is_multiple_of(node.span()), "a subtree starts where its span does");
         node.for_each_run(first, &mut |first, count, locator| {
             collect(&mut self.blocks, first, count, locator)
-        });
+        })
+        .expect("in memory");
         self.subtrees.push((first, node));
     }
 }
@@ -140,9 +141,11 @@ impl World {
         let position = locator.offset(count - 1).position();
         let pair = &mut self.pairs[of];
         let mut overwritten = Blocks::new();
-        pair.map.write(first, count, locator, position, &mut |first, count, locator| {
-            collect(&mut overwritten, first, count, locator);
-        });
+        pair.map
+            .write(first, count, locator, position, &mut |first, count, locator| {
+                collect(&mut overwritten, first, count, locator);
+            })
+            .expect("in memory");
         let mut expected = Blocks::new();
         for offset in 0..count {
             let before = pair.blocks.insert(first + offset, locator.offset(offset));
@@ -157,7 +160,7 @@ impl World {
         let position = self.fresh(1, false).position();
         let pair = &mut self.pairs[of];
         let mut collected = Collected::default();
-        pair.map.remove(first, count, position, &mut collected);
+        pair.map.remove(first, count, position, &mut collected).expect("in memory");
         let mut removed = pair.blocks.split_off(&first);
         pair.blocks.append(&mut removed.split_off(&(first + count)));
         assert_eq!(collected.blocks, removed, "let go of");
@@ -186,7 +189,8 @@ impl World {
             let newest = locator.offset(count - 1).position();
             pair.newest = pair.newest.max(newest);
             pair.map
-                .write(first, count, locator, newest, &mut |_, _, _| panic!("nothing was there"));
+                .write(first, count, locator, newest, &mut |_, _, _| panic!("nothing was there"))
+                .expect("in memory");
         }
         pair.blocks = collected.blocks;
         pair.check();
@@ -210,7 +214,7 @@ impl World {
             }
             Step::Cut { of, base, offset } => {
                 let pair = &mut self.pairs[of];
-                pair.map.cut(BASES[base] + offset);
+                pair.map.cut(BASES[base] + offset).expect("in memory");
                 pair.blocks = pair.blocks.split_off(&(BASES[base] + offset));
                 if pair.blocks.is_empty() {
                     pair.newest = Position::ZERO;
@@ -235,7 +239,8 @@ impl Pair {
     fn check_all(&self) {
         self.check();
         self.map.check();
-        let extents: Vec<Extent> = self.map.extents(0).collect();
+        let extents: Vec<Extent> =
+            self.map.extents(0).map(|extent| extent.expect("in memory")).collect();
         assert_eq!(extents, maximal(&self.blocks), "extents");
         for base in BASES {
             for (first, count) in
@@ -245,13 +250,22 @@ impl Pair {
                 // What was in the vector before is left alone.
                 let mut found =
                     vec![Extent { first: first.saturating_sub(1), count: 1, locator: None }];
-                self.map.lookup(first, count, &mut found);
+                self.map.lookup(first, count, &mut found).expect("in memory");
                 assert_eq!(found[1..], expected, "looked up {count} from {first}");
                 let empty = self.blocks.range(first..first + count).next().is_none();
-                assert_eq!(self.map.is_empty_between(first, count), empty, "empty between");
-                assert_eq!(self.map.get(first), self.blocks.get(&first).copied(), "block {first}");
+                assert_eq!(
+                    self.map.is_empty_between(first, count).expect("in memory"),
+                    empty,
+                    "empty between"
+                );
+                assert_eq!(
+                    self.map.get(first).expect("in memory"),
+                    self.blocks.get(&first).copied(),
+                    "block {first}"
+                );
             }
-            let from: Vec<Extent> = self.map.extents(base).collect();
+            let from: Vec<Extent> =
+                self.map.extents(base).map(|extent| extent.expect("in memory")).collect();
             let later =
                 self.blocks.range(base..).map(|(index, locator)| (*index, *locator)).collect();
             assert_eq!(from, maximal(&later), "extents from {base}");
@@ -296,7 +310,8 @@ fn check_diff(before: &Pair, after: &Pair, first: u64, count: u64) {
     let expected =
         merged(indexes.into_iter().map(|index| (index, after.blocks.get(&index).copied())));
     let mut found = Vec::new();
-    diff(&before.map, &after.map, first, count, &mut |extent| found.push(extent));
+    diff(&before.map, &after.map, first, count, &mut |extent| found.push(extent))
+        .expect("in memory");
     assert_eq!(found, expected, "differs in {count} from {first}");
 }
 
@@ -321,7 +336,7 @@ fn check_walk(pairs: &[Pair], budget: u64, cuts: bool) {
             "a walk that stands still at {answered}"
         );
         if cuts {
-            map.cut(answered);
+            map.cut(answered).expect("in memory");
             assert!(dying.blocks.range(answered..).count() as u64 == map.mapped(), "cut too much");
         } else {
             from = answered;
@@ -366,9 +381,11 @@ proptest! {
 fn slots_that_follow_each_other_in_two_segments_are_two_extents() {
     let mut map = Map::default();
     let last = SegmentId::new(1, 0).slot(65_535);
-    map.write(10, 1, last, last.position(), &mut |_, _, _| panic!("nothing was there"));
+    map.write(10, 1, last, last.position(), &mut |_, _, _| panic!("nothing was there"))
+        .expect("in memory");
     let next = SegmentId::new(1, 1).slot(0);
-    map.write(11, 1, next, next.position(), &mut |_, _, _| panic!("nothing was there"));
+    map.write(11, 1, next, next.position(), &mut |_, _, _| panic!("nothing was there"))
+        .expect("in memory");
     map.check();
     assert_eq!(map.extents(0).count(), 2);
 }
@@ -385,7 +402,8 @@ fn golden(blocks: u64) -> Map {
         }
         map.write(at, count, locator, locator.offset(count - 1).position(), &mut |_, _, _| {
             panic!("nothing was there")
-        });
+        })
+        .expect("in memory");
         locator = locator.offset(count + 1);
         at += count;
     }
@@ -408,7 +426,9 @@ fn overwritten(golden: &Map, blocks: u64, count: u64, seed: u64) -> Map {
     for number in 0..count {
         let locator = SegmentId::new(9, u32::try_from(seed % 4096).expect("masked"))
             .slot(u32::try_from(2 * number).expect("few"));
-        clone.write(random(blocks), 1, locator, locator.position(), &mut |_, _, _| {});
+        clone
+            .write(random(blocks), 1, locator, locator.position(), &mut |_, _, _| {})
+            .expect("in memory");
     }
     clone
 }
@@ -429,7 +449,9 @@ fn a_thousand_random_overwrites_of_a_10_gib_clone_take_less_than_256_kib() {
 fn an_untouched_clone_takes_no_node() {
     let golden = golden(GIB_BLOCKS);
     let mut clone = golden.clone();
-    clone.remove(GIB_BLOCKS, 1 << 30, Position(u64::MAX), &mut Collected::default());
+    clone
+        .remove(GIB_BLOCKS, 1 << 30, Position(u64::MAX), &mut Collected::default())
+        .expect("in memory");
     assert!(clone.is_same(&golden), "removing nothing copies nothing");
     assert_eq!(clone.node_bytes_beside(&golden), 0);
     assert!(size_of::<Map>() <= 16);
@@ -440,7 +462,7 @@ fn trimming_a_whole_volume_hands_over_its_subtrees_and_visits_no_leaf() {
     let golden = golden(10 * GIB_BLOCKS);
     let mut clone = golden.clone();
     let mut collected = Collected::default();
-    clone.remove(0, 10 * GIB_BLOCKS, Position(u64::MAX), &mut collected);
+    clone.remove(0, 10 * GIB_BLOCKS, Position(u64::MAX), &mut collected).expect("in memory");
     assert!(clone.is_empty());
     assert!(collected.runs.is_empty());
     // 10 GiB are 2.5 subtrees of height 2 below the root: two whole, and the third's 32 children.
@@ -453,7 +475,7 @@ fn a_diff_visits_what_differs() {
     let golden = golden(1000 * GIB_BLOCKS / 10);
     let clone = overwritten(&golden, 100 * GIB_BLOCKS, 1, 3);
     let mut extents = 0;
-    let visited = diff(&golden, &clone, 0, 1 << 36, &mut |_| extents += 1);
+    let visited = diff(&golden, &clone, 0, 1 << 36, &mut |_| extents += 1).expect("in memory");
     assert_eq!(extents, 1);
     assert!(visited <= 5, "{visited} nodes for one block");
 }
@@ -467,7 +489,8 @@ fn a_walk_visits_at_most_twice_the_nodes_that_differ_among_10_000_neighbors() {
     let differ = {
         let mut leaves: Vec<u64> = Vec::new();
         let nodes =
-            diff(&golden, &dying, 0, 1 << 36, &mut |extent| leaves.push(extent.first / 512));
+            diff(&golden, &dying, 0, 1 << 36, &mut |extent| leaves.push(extent.first / 512))
+                .expect("in memory");
         assert!(nodes >= 90, "{nodes}");
         nodes
     };

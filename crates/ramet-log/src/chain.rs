@@ -10,14 +10,18 @@ use crate::format::footer::{
     CHECKSUMS_PER_PAGE, Column, JournalBatch, OWNERS_PER_PAGE, Trailer, decode_journal, decode_page,
 };
 use crate::format::segment::{LogEnd, SegmentHeader};
+use crate::recovery::Known;
 use crate::segment::{segment_of_name, segment_path};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId, Sequence};
 use ramet_store::{File, Store, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// All segments of a log, by id.
 pub(crate) struct Chain {
     found: BTreeMap<SegmentId, std::result::Result<SegmentHeader, HeaderFault>>,
+    /// Files from before the cut that no checkpoint knows: nothing is in them.
+    stale: Vec<SegmentId>,
+    epoch_max: u64,
 }
 
 /// Why a segment file has no header.
@@ -54,30 +58,62 @@ pub(crate) struct Loaded {
 }
 
 impl Chain {
-    pub(crate) fn read(store: &dyn Store, seed: u64, log: [u8; 16]) -> Result<Self> {
-        let mut found = BTreeMap::new();
+    /// Look at the headers of the segments from the one that holds the cut on.
+    pub(crate) fn read(
+        store: &dyn Store,
+        seed: u64,
+        log: [u8; 16],
+        known: &Known,
+        cut: LogEnd,
+    ) -> Result<Self> {
+        let mut this = Chain { found: BTreeMap::new(), stale: Vec::new(), epoch_max: 0 };
+        let mut known: HashMap<SegmentId, bool> =
+            known.segments.iter().map(|entry| (entry.id, entry.used != 0)).collect();
         for name in store.list("segments")? {
             let Some(id) = segment_of_name(&name) else {
                 continue;
             };
+            this.epoch_max = this.epoch_max.max(id.epoch());
+            match known.remove(&id) {
+                // It is not read until something in it is.
+                Some(true) => continue,
+                None if id < cut.position.locator().segment() => {
+                    this.stale.push(id);
+                    continue;
+                }
+                Some(false) | None => {}
+            }
             let file = store.open(&segment_path(id), false)?;
             let mut page = vec![0; BLOCK_BYTES];
             let header = match read_whole(&*file, &mut page, 0)? {
                 true => check_header(&page, id, seed, log),
                 false => Err(HeaderFault::Blank),
             };
-            found.insert(id, header);
+            this.found.insert(id, header);
         }
-        Ok(Chain { found })
+        if let Some(missing) = known.keys().min() {
+            let reason = "the segment is missing".into();
+            return Err(LogError::Damaged { segment: *missing, slot: 0, reason });
+        }
+        Ok(this)
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = SegmentId> + '_ {
         self.found.keys().copied()
     }
 
+    pub(crate) fn stale(&self) -> &[SegmentId] {
+        &self.stale
+    }
+
+    /// The header of the first segment that was read.
+    pub(crate) fn first(&self) -> Option<&SegmentHeader> {
+        self.found.values().next()?.as_ref().ok()
+    }
+
     /// The highest epoch that any file name shows: even a file without a header has used its id.
     pub(crate) fn epoch_max(&self) -> u64 {
-        self.found.keys().next_back().map_or(0, |id| id.epoch())
+        self.epoch_max
     }
 
     pub(crate) fn header(&self, id: SegmentId) -> Option<&SegmentHeader> {
@@ -111,8 +147,8 @@ impl Chain {
         }
     }
 
-    /// The stretches, in log order.
-    pub(crate) fn stretches(&self) -> Result<Vec<Stretch>> {
+    /// The stretches from the cut on, in log order.
+    pub(crate) fn stretches(&self, cut: LogEnd) -> Result<Vec<Stretch>> {
         let mut stretches: Vec<Stretch> = Vec::new();
         for (id, header) in &self.found {
             let opens = header.as_ref().ok().and_then(|header| header.opens);
@@ -124,6 +160,10 @@ impl Chain {
                     stretches.push(Stretch { segments: vec![*id], opens, ends: None });
                 }
                 (None, Some(last)) => last.segments.push(*id),
+                // The cut lies in the midst of a stretch.
+                (None, None) if cut.sequence != Sequence(0) => {
+                    stretches.push(Stretch { segments: vec![*id], opens: cut, ends: None });
+                }
                 // The first segment's creation was cut short.
                 (None, None) if *header == Err(HeaderFault::Blank) => {}
                 (None, None) => {
@@ -290,6 +330,30 @@ fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loade
         slot += slots_count;
     }
     Ok(())
+}
+
+/// Slots and their checksums out of the headers of a segment's batches, below slot `used`.
+pub(crate) fn checksums_of_batches(
+    file: &dyn File,
+    segment: SegmentId,
+    nonce: u64,
+    used: u32,
+) -> Result<Vec<(u32, u32)>> {
+    let mut page = vec![0; BLOCK_BYTES];
+    let mut found = Vec::new();
+    let mut slot = 1;
+    while slot < used {
+        let read = read_whole(file, &mut page, u64::from(slot) * BLOCK_BYTES_U64)?;
+        let batch = read.then(|| BatchHeader::decode(&page, nonce, segment.slot(slot))).flatten();
+        let batch = batch.filter(|batch| batch.slots_count <= used - slot);
+        let batch = batch.ok_or_else(|| LogError::Lost {
+            locator: segment.slot(slot),
+            reason: "the header of its batch does not verify".into(),
+        })?;
+        note_checksums(slot, &batch.entries, &batch.checksums, &mut found);
+        slot += batch.slots_count;
+    }
+    Ok(found)
 }
 
 fn note_checksums(

@@ -4,14 +4,14 @@
 //! last one; after a failed write or sync the log is poisoned and nothing is retried.
 
 use crate::error::Result;
-use crate::format::footer::{self, JournalBatch, Trailer};
+use crate::format::footer::{self, JournalBatch};
 use crate::log::Log;
 use crate::segment::Segment;
 use crate::staging::Chunk;
 use crate::tail::Job;
-use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Sequence};
+use crate::types::{BLOCK_BYTES_U64, Sequence};
 use parking_lot::MutexGuard;
-use ramet_store::StoreError;
+use ramet_store::{File, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,8 +25,9 @@ const WRITEBACK_BYTES: u64 = 256 << 10;
 /// What the write-out remembers. Locked while jobs are written.
 #[derive(Default)]
 pub(crate) struct WriteOut {
-    /// Segments with bytes that no sync has covered yet.
-    dirty: Vec<Arc<Segment>>,
+    /// Files with bytes that no sync has covered yet, as they were written through: another
+    /// descriptor would not be told of a failure.
+    dirty: Vec<Arc<dyn File>>,
 }
 
 /// Who syncs. One thread syncs for all that wait.
@@ -84,17 +85,15 @@ impl Log {
         result
     }
 
-    /// The last sync, after the log was closed for everybody else.
-    pub(crate) fn sync_to_close(&self, sequence: Sequence) -> Result<()> {
-        while self.durable() < sequence {
-            if let Some(reason) = self.poisoned() {
-                return Err(self.poison(reason));
-            }
-            if self.lead(sequence) {
-                self.sync_as_leader()?;
-            }
+    /// Make everything durable that was handed to files before the call, footers too.
+    ///
+    /// # Errors
+    /// `Poisoned` where a write or sync fails, now or before.
+    pub fn sync_footers(&self) -> Result<()> {
+        if let Some(reason) = self.poisoned() {
+            return Err(self.poison(reason));
         }
-        // Sealing may have come after that.
+        // Whoever syncs now may have begun before the last footer was written.
         let mut state = self.commit.lock();
         while state.syncing {
             self.commit_done.wait(&mut state);
@@ -125,9 +124,8 @@ impl Log {
         self.write_jobs(&mut out)?;
         let dirty = std::mem::take(&mut out.dirty);
         drop(out);
-        for segment in dirty {
-            let synced = segment.file(self.store()).map(|file| file.sync());
-            if let Err(error) = synced.and_then(|result| Ok(result?)) {
+        for file in dirty {
+            if let Err(error) = file.sync() {
                 return Err(self.poison(&error.to_string()));
             }
             self.counters.syncs.fetch_add(1, Ordering::Relaxed);
@@ -182,7 +180,7 @@ impl Log {
                 }
                 (Some(Job::Seal { segment, slots_count, journal }), _) => {
                     self.finish_run(out, run.take())?;
-                    self.seal(out, &segment, slots_count, &journal)?;
+                    self.add_footer(out, &segment, slots_count, &journal)?;
                 }
                 (None, _) => return self.finish_run(out, run),
             }
@@ -211,13 +209,13 @@ impl Log {
         for done in segment.set_written(end_slot, false) {
             self.chunks.put_back(done);
         }
-        mark_dirty(out, segment);
+        mark_dirty(out, file);
         Ok(())
     }
 
     /// Add the footer. Where there is no room for it the segment stays unsealed: it is then read
     /// batch by batch.
-    fn seal(
+    fn add_footer(
         &self,
         out: &mut MutexGuard<'_, WriteOut>,
         segment: &Arc<Segment>,
@@ -227,31 +225,33 @@ impl Log {
         for done in segment.set_written(slots_count, true) {
             self.chunks.put_back(done);
         }
-        let file = segment.file(self.store())?.clone();
+        let file = segment.file(self.store())?;
         let checksums = segment.checksums(slots_count);
         let bytes = footer::encode(segment.nonce, segment.id, &checksums, journal, self.durable());
         let start = u64::from(slots_count) * BLOCK_BYTES_U64;
         let length = bytes.len() as u64;
         match file.allocate(start, length) {
             Ok(()) => {}
-            Err(StoreError::Full { .. }) => return Ok(()),
+            Err(StoreError::Full { .. }) => {
+                segment.set_ended(slots_count, false);
+                return Ok(());
+            }
             Err(error) => return Err(self.poison(&error.to_string())),
         }
         let written = file.write_at(&bytes, start).and_then(|()| file.set_length(start + length));
         if let Err(error) = written {
             return Err(self.poison(&error.to_string()));
         }
-        let trailer =
-            Trailer::decode(&bytes[bytes.len() - BLOCK_BYTES..], segment.nonce, segment.id);
-        segment.set_sealed(trailer.expect("encoded just now"));
+        segment.set_ended(slots_count, true);
         self.counters.sealed.fetch_add(1, Ordering::Relaxed);
-        mark_dirty(out, segment.clone());
+        mark_dirty(out, file);
+        self.note_open_file(segment);
         Ok(())
     }
 }
 
-fn mark_dirty(out: &mut MutexGuard<'_, WriteOut>, segment: Arc<Segment>) {
-    if !out.dirty.iter().any(|known| Arc::ptr_eq(known, &segment)) {
-        out.dirty.push(segment);
+fn mark_dirty(out: &mut MutexGuard<'_, WriteOut>, file: Arc<dyn File>) {
+    if !out.dirty.iter().any(|known| Arc::ptr_eq(known, &file)) {
+        out.dirty.push(file);
     }
 }

@@ -5,10 +5,11 @@
 //! (see docs/internals/format.md, "Order").
 
 use crate::error::{LogError, Result};
+use crate::format::segment::LogEnd;
 use crate::log::Log;
 use crate::staging::{Slot, behind_header};
 use crate::tail::Tail;
-use crate::types::{ObjectId, Position, Sequence};
+use crate::types::{ObjectId, Position, SegmentId, Sequence};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -130,6 +131,12 @@ impl GateGuard<'_> {
         self.held.record(self.log, record)
     }
 
+    /// End the open batch. Result: the last batch of the log, and the segment that is appended to.
+    pub fn cut(&mut self) -> (LogEnd, Option<SegmentId>) {
+        self.held.close_batch(self.log);
+        self.held.end()
+    }
+
     /// The batch that a commit has to reach for everything appended so far to be durable.
     #[must_use]
     pub fn sequence(&self) -> Sequence {
@@ -180,9 +187,10 @@ impl Log {
         }
     }
 
-    /// Close the gate to look at something, or to change what is not in the log.
+    /// Close the gate to look at something, or to change what is not in the log; writers give way.
     pub fn enter(&self) -> GateGuard<'_> {
-        GateGuard { log: self, held: self.gate.lock(), closed_at: None }
+        let held = self.gate.lock_command();
+        GateGuard { log: self, held, closed_at: Some(Instant::now()) }
     }
 }
 

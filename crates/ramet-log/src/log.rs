@@ -8,18 +8,21 @@ use crate::error::{LogError, Result};
 use crate::format::descriptor::Descriptor;
 use crate::format::superblock::Commit;
 use crate::gate::Gate;
+use crate::pages::PageCache;
 use crate::room::RoomState;
-use crate::segment::Segment;
+use crate::segment::{Segment, SegmentEntry};
 use crate::staging::ChunkPool;
 use crate::tail::Job;
 use crate::types::{BLOCK_BYTES, Locator, Position, SegmentId, Sequence};
 use parking_lot::{Condvar, Mutex, RwLock};
 use ramet_store::{Lock, Store};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+/// Segment files kept open for reading.
+const OPEN_FILES_MAX: usize = 512;
 /// An idle log says in itself what is durable after this long, and commits by itself as often.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -59,6 +62,9 @@ pub struct Log {
     pub(crate) commit: Mutex<CommitState>,
     pub(crate) commit_done: Condvar,
     pub(crate) room: Mutex<RoomState>,
+    pub(crate) pages: PageCache,
+    /// Segments with an open file, oldest first.
+    open_files: Mutex<VecDeque<Weak<Segment>>>,
     /// How the log has worked.
     pub counters: Counters,
     appended: AtomicU64,
@@ -81,6 +87,7 @@ pub(crate) struct Recovered {
     pub(crate) position: Position,
     pub(crate) replayed: u64,
     pub(crate) read_only: bool,
+    pub(crate) pages_bytes: u64,
 }
 
 impl Log {
@@ -94,7 +101,7 @@ impl Log {
             descriptor: found.descriptor,
             read_only: found.read_only,
             superblock: Mutex::new(found.superblock),
-            gate: Gate::new(crate::tail::Tail::new(Sequence(last.0 + 1), found.position)),
+            gate: Gate::new(crate::tail::Tail::new(found.room.end, found.position)),
             segments: RwLock::new(found.segments),
             chunks: ChunkPool::default(),
             jobs: Mutex::new(VecDeque::new()),
@@ -103,6 +110,8 @@ impl Log {
             commit: Mutex::new(CommitState::default()),
             commit_done: Condvar::new(),
             room: Mutex::new(found.room),
+            pages: PageCache::new(found.pages_bytes),
+            open_files: Mutex::new(VecDeque::new()),
             counters: Counters { replayed: AtomicU64::new(found.replayed), ..Counters::default() },
             appended: AtomicU64::new(last.0),
             durable: AtomicU64::new(last.0),
@@ -178,7 +187,63 @@ impl Log {
         let segment = self.segments.read().get(&locator.segment()).cloned();
         let lost = || LogError::Lost { locator, reason: "its segment is missing".into() };
         let segment = segment.ok_or_else(lost)?;
-        segment.read(self.store(), self.descriptor.seed, locator.slot(), block_index, buffer)
+        if !segment.has_file() {
+            self.note_open_file(&segment);
+        }
+        let (store, seed) = (self.store(), self.descriptor.seed);
+        segment.read(store, &self.pages, seed, locator.slot(), block_index, buffer)
+    }
+
+    /// A segment's file is about to be opened: close another one's where too many are open.
+    pub(crate) fn note_open_file(&self, segment: &Arc<Segment>) {
+        let mut open = self.open_files.lock();
+        open.push_back(Arc::downgrade(segment));
+        if open.len() > OPEN_FILES_MAX
+            && let Some(segment) = open.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            segment.close_file();
+        }
+    }
+
+    /// What a checkpoint keeps of the segments that changed since this was last asked, and of those
+    /// in `also`. The one in `open` counts as appended to, whatever it is by now.
+    pub fn segment_entries(
+        &self,
+        also: &HashSet<SegmentId>,
+        open: Option<SegmentId>,
+    ) -> Vec<SegmentEntry> {
+        let segments = self.segments.read();
+        let entry = |segment: &Arc<Segment>| {
+            let mut entry = segment.entry();
+            if Some(segment.id) == open {
+                // What is sealed by now is told by the next checkpoint.
+                segment.changed.store(true, Ordering::Release);
+                (entry.sealed, entry.used) = (false, 0);
+            }
+            entry
+        };
+        let wanted = |segment: &&Arc<Segment>| {
+            segment.changed.swap(false, Ordering::AcqRel) || also.contains(&segment.id)
+        };
+        segments.values().filter(wanted).map(entry).collect()
+    }
+
+    /// A checkpoint that took these entries came to nothing.
+    pub fn segments_changed(&self, ids: impl Iterator<Item = SegmentId>) {
+        let segments = self.segments.read();
+        for segment in ids.filter_map(|id| segments.get(&id)) {
+            segment.changed.store(true, Ordering::Release);
+        }
+    }
+
+    /// The newest commit record.
+    pub fn newest_commit(&self) -> Commit {
+        self.superblock.lock().clone()
+    }
+
+    /// Random bits.
+    pub fn random(&self) -> u64 {
+        random_u64()
     }
 
     /// Background work, called by the log's owner a few times a second: prepare the next segment,
@@ -222,44 +287,47 @@ impl Log {
         self.commit(self.appended())
     }
 
-    /// Make everything durable, seal, note it in the superblock and give the lock back. Idempotent.
+    /// End the open segment and make everything durable, footers too: what comes before the last
+    /// checkpoint. Whoever writes afterwards begins another segment.
     ///
     /// # Errors
-    /// `Poisoned` where a write or sync fails; the lock is given back all the same.
+    /// `Poisoned` where a write or sync fails.
+    pub fn seal(&self) -> Result<()> {
+        self.check_writable()?;
+        self.gate.lock().close_segment(self);
+        self.commit(self.appended())?;
+        self.sync_footers()
+    }
+
+    /// Refuse everything from now on and give the lock back; what was prepared and not used is
+    /// removed. Idempotent. Nothing is made durable: see `seal`.
+    ///
+    /// # Errors
+    /// `Store` where a file cannot be removed; the lock is given back all the same.
     pub fn close(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let result = if self.read_only || self.poisoned.get().is_some() {
-            Ok(())
-        } else {
-            self.close_writing()
-        };
-        self.closed.store(true, Ordering::Release);
-        *self.lock.lock() = None;
-        result
-    }
-
-    fn close_writing(&self) -> Result<()> {
-        let _room = self.room.lock();
-        let (sequence, unused) = {
+        let room = self.room.lock();
+        let unused = {
             let mut held = self.gate.lock();
-            self.closed.store(true, Ordering::Release);
-            held.close_segment(self);
-            (held.last_sequence(), held.take_prepared())
+            if self.closed.swap(true, Ordering::AcqRel) {
+                return Ok(());
+            }
+            held.take_prepared()
         };
-        self.sync_to_close(sequence)?;
-        for segment in unused {
-            self.store.remove(&segment.path)?;
-        }
-        let epoch = self.superblock.lock().epoch;
-        if sequence > self.superblock.lock().durable {
-            self.commit_superblock(epoch)?;
-        }
-        Ok(())
+        let removes = !self.read_only && self.poisoned.get().is_none();
+        let removed = unused
+            .iter()
+            .filter(|_| removes)
+            .try_for_each(|segment| self.store.remove(&segment.path));
+        drop(room);
+        *self.lock.lock() = None;
+        Ok(removed?)
     }
 
-    pub(crate) fn check_writable(&self) -> Result<()> {
+    /// Refuse where nothing may be written.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Closed`, `ReadOnly`.
+    pub fn check_writable(&self) -> Result<()> {
         if let Some(reason) = self.poisoned.get() {
             return Err(LogError::Poisoned { reason: reason.clone() });
         }
@@ -270,7 +338,7 @@ impl Log {
     }
 
     /// Refuse all writing from now on.
-    pub(crate) fn poison(&self, reason: &str) -> LogError {
+    pub fn poison(&self, reason: &str) -> LogError {
         let reason = self.poisoned.get_or_init(|| reason.to_string()).clone();
         LogError::Poisoned { reason }
     }
@@ -279,7 +347,8 @@ impl Log {
         self.descriptor.seed
     }
 
-    pub(crate) fn identity(&self) -> ([u8; 16], [u8; 16]) {
+    /// The UUIDs of the log and of this opening.
+    pub fn identity(&self) -> ([u8; 16], [u8; 16]) {
         (self.log_uuid, self.incarnation)
     }
 

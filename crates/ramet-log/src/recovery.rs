@@ -8,19 +8,32 @@
 use crate::chain::{Chain, Loaded, Stretch};
 use crate::error::{LogError, Result};
 use crate::format::descriptor::{Descriptor, Refused};
+use crate::format::node::NodeFileKind;
 use crate::format::segment::LogEnd;
+use crate::format::superblock::Commit;
 use crate::log::{Log, Recovered};
 use crate::replay::{Apply, Source};
 use crate::room::RoomState;
-use crate::segment::{Segment, segment_path};
-use crate::superblock;
+use crate::segment::{Segment, SegmentEntry, segment_path};
+use crate::superblock::{self, Slots};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Position, SegmentId, Sequence};
-use ramet_store::{LockMode, Store, StoreError};
+use ramet_store::{Lock, LockMode, Store, StoreError};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// What is known of the log up to a checkpoint's cut: its segments.
+#[derive(Default)]
+pub struct Known {
+    /// All of them, up to the one that holds the cut.
+    pub segments: Vec<SegmentEntry>,
+}
+
+/// Reads a checkpoint: the newest commit, and the older one where it verifies.
+pub type Start<'a, E> = dyn FnMut(&Commit, Option<&Commit>) -> std::result::Result<Known, E> + 'a;
 
 impl Log {
-    /// Open the pool in `store`, and tell `apply` everything the log says.
+    /// Open the pool in `store`, and tell `apply` everything the log says from its start on.
     ///
     /// # Errors
     /// `Store(Locked)` where somebody else has it; `NotAPool`, `Foundation`, `Unsupported`;
@@ -29,18 +42,56 @@ impl Log {
     /// # Durability
     /// On return everything that was replayed is durable (unless read only).
     pub fn open(store: Arc<dyn Store>, read_only: bool, apply: &mut Apply<'_>) -> Result<Log> {
+        let mut start = |newest: &Commit, _: Option<&Commit>| match newest.cut.sequence {
+            Sequence(0) => Ok(Known::default()),
+            _ => Err(LogError::Unsupported { reason: "the pool holds a checkpoint".into() }),
+        };
+        Self::open_from(store, read_only, 0, &mut start, apply)
+    }
+
+    /// As `open`; `start` reads the checkpoint, and `apply` is told what came after its cut. Pages
+    /// of slot tables may take `pages_bytes` of memory.
+    ///
+    /// # Errors
+    /// As `open`, and what `start` fails with.
+    ///
+    /// # Durability
+    /// As `open`.
+    pub fn open_from<E: From<LogError>>(
+        store: Arc<dyn Store>,
+        read_only: bool,
+        pages_bytes: u64,
+        start: &mut Start<'_, E>,
+        apply: &mut Apply<'_>,
+    ) -> std::result::Result<Log, E> {
         let descriptor = read_descriptor(&*store)?;
-        let lock = store.lock(if read_only { LockMode::Shared } else { LockMode::Exclusive })?;
+        let mode = if read_only { LockMode::Shared } else { LockMode::Exclusive };
+        let lock = store.lock(mode).map_err(LogError::from)?;
         if !read_only && descriptor.read_only_features() != 0 {
             let reason = format!(
                 "feature bits {:#x} forbid writing here; open it for reading only",
                 descriptor.read_only_features()
             );
-            return Err(LogError::Unsupported { reason });
+            return Err(LogError::Unsupported { reason }.into());
         }
         let slots = superblock::read(&*store, descriptor.seed)?;
-        let chain = Chain::read(&*store, descriptor.seed, slots.newest.log)?;
-        let mut opening = Opening::new(&*store, &descriptor, slots.newest.durable);
+        let known = start(&slots.newest, slots.older.as_ref())?;
+        Ok(Self::recover(store, lock, descriptor, slots, known, (read_only, pages_bytes), apply)?)
+    }
+
+    fn recover(
+        store: Arc<dyn Store>,
+        lock: Box<dyn Lock>,
+        descriptor: Descriptor,
+        slots: Slots,
+        known: Known,
+        (read_only, pages_bytes): (bool, u64),
+        apply: &mut Apply<'_>,
+    ) -> Result<Log> {
+        let cut = slots.newest.cut;
+        let chain = Chain::read(&*store, descriptor.seed, slots.newest.log, &known, cut)?;
+        let mut opening = Opening::new(&*store, &descriptor, slots.newest.durable, cut);
+        opening.know(&chain, known);
         opening.read(&chain, apply)?;
         let Opening { segments, end, last_slot, previous, tail, replayed, .. } = opening;
         let clean = tail.is_empty();
@@ -48,20 +99,19 @@ impl Log {
             make_durable(&*store, &tail)?;
             slots.make_durable(&*store)?;
         }
-        let epoch = slots.newest.epoch.max(chain.epoch_max());
-        let room = RoomState { epoch, counter: None, previous, end };
-        let position = last_slot;
-        let superblock = slots.newest;
+        let epoch = slots.newest.epoch.max(chain.epoch_max()).max(epoch_of_nodes(&*store)?);
+        let room = RoomState { epoch, counter: None, previous, end, opened: false };
         let log = Log::new(Recovered {
             store,
             lock,
             descriptor,
-            superblock,
+            superblock: slots.newest,
             segments,
             room,
-            position,
+            position: last_slot,
             replayed,
             read_only,
+            pages_bytes,
         });
         if !read_only {
             log.begin_epoch(clean, &chain)?;
@@ -74,7 +124,8 @@ impl Log {
     fn begin_epoch(&self, clean: bool, chain: &Chain) -> Result<()> {
         let beyond: Vec<SegmentId> = {
             let known = self.segments.read();
-            chain.ids().filter(|id| !known.contains_key(id)).collect()
+            let unknown = chain.ids().filter(|id| !known.contains_key(id));
+            unknown.chain(chain.stale().iter().copied()).collect()
         };
         if clean && beyond.is_empty() {
             return Ok(());
@@ -92,7 +143,25 @@ impl Log {
     }
 }
 
-fn read_descriptor(store: &dyn Store) -> Result<Descriptor> {
+/// The highest epoch that the name of a node or table file shows.
+fn epoch_of_nodes(store: &dyn Store) -> Result<u64> {
+    let mut epoch = 0;
+    for kind in [NodeFileKind::Nodes, NodeFileKind::Tables] {
+        let names = match store.list(kind.directory()) {
+            Err(StoreError::NotFound { .. }) => continue,
+            names => names?,
+        };
+        let ids = names.iter().filter_map(|name| kind.id_of_name(name));
+        epoch = ids.map(SegmentId::epoch).max().unwrap_or(0).max(epoch);
+    }
+    Ok(epoch)
+}
+
+/// What never changes about the pool in `store`; takes no lock.
+///
+/// # Errors
+/// `NotAPool`, `Foundation`, `Unsupported`, `Store`.
+pub fn read_descriptor(store: &dyn Store) -> Result<Descriptor> {
     let not_a_pool =
         |reason: &str| LogError::NotAPool { path: store.describe(), reason: reason.into() };
     let file = match store.open("pool", false) {
@@ -149,6 +218,8 @@ struct Opening<'a> {
     store: &'a dyn Store,
     descriptor: &'a Descriptor,
     segments: HashMap<SegmentId, Arc<Segment>>,
+    /// The checkpoint's cut: batches up to it are not told.
+    cut: LogEnd,
     /// The last batch replayed, its last slot, and the segment it is in.
     end: LogEnd,
     last_slot: Position,
@@ -167,13 +238,19 @@ struct Stop {
 }
 
 impl<'a> Opening<'a> {
-    fn new(store: &'a dyn Store, descriptor: &'a Descriptor, durable: Sequence) -> Self {
+    fn new(
+        store: &'a dyn Store,
+        descriptor: &'a Descriptor,
+        durable: Sequence,
+        cut: LogEnd,
+    ) -> Self {
         Opening {
             store,
             descriptor,
             segments: HashMap::new(),
-            end: LogEnd::default(),
-            last_slot: Position::ZERO,
+            cut,
+            end: cut,
+            last_slot: cut.position,
             previous: None,
             durable,
             tail: Vec::new(),
@@ -181,9 +258,25 @@ impl<'a> Opening<'a> {
         }
     }
 
+    /// Take in the segments that need not be read.
+    fn know(&mut self, chain: &Chain, known: Known) {
+        for entry in known.segments.iter().filter(|entry| entry.used != 0) {
+            self.segments.insert(entry.id, Arc::new(Segment::known(entry)));
+        }
+        // What follows them says so itself.
+        let before = chain.first().and_then(|header| header.previous);
+        self.previous = match before {
+            Some(before) => Some(before).filter(|id| self.segments.contains_key(id)),
+            None => self.segments.keys().max().copied().filter(|_| chain.first().is_none()),
+        };
+    }
+
     fn read(&mut self, chain: &Chain, apply: &mut Apply<'_>) -> Result<()> {
-        for stretch in chain.stretches()? {
-            if stretch.opens.sequence != self.end.sequence {
+        for stretch in chain.stretches(self.cut)? {
+            let continues = stretch.opens.sequence == self.end.sequence
+                // The segment that holds the cut may have begun its stretch.
+                || self.end == self.cut && stretch.opens.sequence < self.cut.sequence;
+            if !continues {
                 let reason = format!(
                     "it continues after batch {}, but the log before it ends at batch {}: \
                      segments are missing",
@@ -255,7 +348,7 @@ impl<'a> Opening<'a> {
                 stop = Some(Stop { segment: *id, slot: 0, reason });
                 continue;
             }
-            for batch in &loaded.batches {
+            for batch in loaded.batches.iter().filter(|batch| batch.sequence > self.cut.sequence) {
                 if batch.sequence.0 != last.0 + 1 {
                     let reason = format!("batch {} follows batch {}", batch.sequence.0, last.0);
                     stop = Some(Stop { segment: *id, slot: batch.header_slot, reason });
@@ -325,15 +418,32 @@ impl<'a> Opening<'a> {
             }
             let loaded = chain.load(self.store, *id)?;
             let header = chain.header(*id).expect("follows looked at it");
-            let segment =
-                Arc::new(Segment::known(*id, header.nonce, header.slots_count, loaded.trailer));
-            for (slot, crc) in &loaded.checksums {
-                segment.set_checksum(*slot, *crc);
+            let used = loaded.trailer.map(|trailer| trailer.slots_count);
+            let segment = Arc::new(Segment::known(&SegmentEntry {
+                id: *id,
+                sealed: used.is_some(),
+                used: used.unwrap_or(0),
+                slots_count: header.slots_count,
+                nonce: header.nonce,
+            }));
+            segment.changed.store(true, Ordering::Release);
+            if used.is_none() {
+                let table = segment.table();
+                for (slot, crc) in &loaded.checksums {
+                    table[*slot as usize].store(*crc, Ordering::Relaxed);
+                }
             }
-            self.segments.insert(*id, segment);
+            self.segments.insert(*id, segment.clone());
             self.previous = Some(*id);
             let source = self.source(chain, *id);
-            if let Some(stop) = self.replay_segment(&source, &loaded, end, apply)? {
+            let stopped = self.replay_segment(&source, &loaded, end, apply)?;
+            if used.is_none() {
+                // Nothing will be appended to it any more.
+                let last = loaded.batches.iter().rfind(|batch| batch.sequence <= self.end.sequence);
+                let used = last.map_or(1, |batch| batch.header_slot + batch.slots_count);
+                segment.set_ended(used, false);
+            }
+            if let Some(stop) = stopped {
                 return Ok(Some(stop));
             }
         }
@@ -358,7 +468,7 @@ impl<'a> Opening<'a> {
         apply: &mut Apply<'_>,
     ) -> Result<Option<Stop>> {
         let id = source.segment;
-        for batch in &loaded.batches {
+        for batch in loaded.batches.iter().filter(|batch| batch.sequence > self.cut.sequence) {
             if self.end.sequence == end {
                 return Ok(None);
             }

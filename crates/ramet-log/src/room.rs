@@ -27,6 +27,8 @@ pub(crate) struct RoomState {
     pub(crate) previous: Option<SegmentId>,
     /// Where the log ended when it was opened.
     pub(crate) end: LogEnd,
+    /// Whether a segment of this opening says so already.
+    pub(crate) opened: bool,
 }
 
 impl Log {
@@ -107,8 +109,8 @@ impl Log {
         allocated_min: u32,
     ) -> Result<Arc<Segment>> {
         assert!(slots_count <= SLOTS_MAX, "records are bounded below a segment's size");
-        let opens = state.counter.is_none().then_some(state.end);
-        let made = self.create_file(state).and_then(|(id, file)| {
+        let opens = (!state.opened).then_some(state.end);
+        let made = self.next_file(state, &segment_path).and_then(|(id, file)| {
             let made =
                 self.write_header(id, file, state.previous, opens, slots_count, allocated_min);
             if made.is_err() {
@@ -117,19 +119,29 @@ impl Log {
             }
             made
         });
-        match &made {
-            Ok(segment) => state.previous = Some(segment.id),
-            // The next try takes another epoch: this one's first segment has to say where the log
-            // before it ended.
-            Err(_) if opens.is_some() => state.counter = None,
-            Err(_) => {}
+        if let Ok(segment) = &made {
+            (state.previous, state.opened) = (Some(segment.id), true);
         }
         made
     }
 
-    fn create_file(
+    /// Create a file of any kind under an id that was never used; `path` names it.
+    ///
+    /// # Errors
+    /// `Store(Full)`; `Poisoned`; `Closed`; `ReadOnly`.
+    pub fn create_file(
+        &self,
+        path: &dyn Fn(SegmentId) -> String,
+    ) -> Result<(SegmentId, Arc<dyn ramet_store::File>)> {
+        let mut state = self.room.lock();
+        self.check_writable()?;
+        self.next_file(&mut state, path)
+    }
+
+    fn next_file(
         &self,
         state: &mut RoomState,
+        path: &dyn Fn(SegmentId) -> String,
     ) -> Result<(SegmentId, Arc<dyn ramet_store::File>)> {
         loop {
             let counter = match state.counter {
@@ -143,7 +155,7 @@ impl Log {
             };
             state.counter = Some(counter + 1);
             let id = SegmentId::new(state.epoch, counter);
-            match self.store().create(&segment_path(id)) {
+            match self.store().create(&path(id)) {
                 Ok(file) => return Ok((id, file)),
                 Err(StoreError::Exists { .. }) => {}
                 Err(other) => return Err(other.into()),

@@ -6,14 +6,15 @@
 
 use crate::checksum;
 use crate::error::{LogError, Result};
-use crate::format::footer::{CHECKSUMS_PER_PAGE, Column, Trailer, decode_page};
+use crate::format::footer::{CHECKSUMS_PER_PAGE, Column, decode_page};
+use crate::pages::{Page, PageCache, Pages};
 use crate::staging::Chunk;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use ramet_store::{File, Store};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// One segment.
 pub(crate) struct Segment {
@@ -26,10 +27,32 @@ pub(crate) struct Segment {
     pub(crate) allocated: AtomicU32,
     /// Slots below this are in the file; above it they are staged.
     written: AtomicU32,
-    file: OnceLock<Arc<dyn File>>,
-    checksums: OnceLock<Box<[AtomicU32]>>,
-    trailer: Mutex<Option<Trailer>>,
+    /// Slots that count; zero while that is not known yet.
+    used: AtomicU32,
+    file: RwLock<Option<Arc<dyn File>>>,
+    /// The checksums of all slots, while the segment is not sealed.
+    checksums: RwLock<Option<Arc<[AtomicU32]>>>,
+    /// The checksum column of a sealed segment, as far as it was needed.
+    pages: Pages,
+    sealed: AtomicBool,
     staged: RwLock<VecDeque<Arc<Chunk>>>,
+    /// Whether the next checkpoint has to write what is known of the segment.
+    pub(crate) changed: AtomicBool,
+}
+
+/// What a checkpoint keeps of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentEntry {
+    /// The segment.
+    pub id: SegmentId,
+    /// Whether its footer is there, behind the slots in use.
+    pub sealed: bool,
+    /// Slots in use, or that count; zero while it is appended to.
+    pub used: u32,
+    /// Slots of its header.
+    pub slots_count: u32,
+    /// The nonce of its file.
+    pub nonce: u64,
 }
 
 /// Path of a segment's first file.
@@ -53,56 +76,76 @@ impl Segment {
         allocated: u32,
         file: Arc<dyn File>,
     ) -> Self {
-        let this = Self::known(id, nonce, slots_count, None);
-        let _ = this.file.set(file);
-        let _ = this.checksums.set(zeroed(slots_count));
+        let entry = SegmentEntry { id, sealed: false, used: 0, slots_count, nonce };
+        let this = Self::known(&entry);
+        *this.file.write() = Some(file);
+        *this.checksums.write() = Some(zeroed(slots_count));
+        this.changed.store(true, Ordering::Release);
         this.allocated.store(allocated, Ordering::Release);
         this.written.store(0, Ordering::Release);
         this
     }
 
     /// A segment that is read only: sealed, or left unsealed by a crash.
-    pub(crate) fn known(
-        id: SegmentId,
-        nonce: u64,
-        slots_count: u32,
-        trailer: Option<Trailer>,
-    ) -> Self {
+    pub(crate) fn known(entry: &SegmentEntry) -> Self {
         Segment {
-            id,
-            path: segment_path(id),
-            nonce,
-            slots_count,
-            allocated: AtomicU32::new(slots_count),
+            id: entry.id,
+            path: segment_path(entry.id),
+            nonce: entry.nonce,
+            slots_count: entry.slots_count,
+            allocated: AtomicU32::new(entry.slots_count),
             written: AtomicU32::new(u32::MAX),
-            file: OnceLock::new(),
-            checksums: OnceLock::new(),
-            trailer: Mutex::new(trailer),
+            used: AtomicU32::new(entry.used),
+            file: RwLock::new(None),
+            checksums: RwLock::new(None),
+            pages: Pages::default(),
+            sealed: AtomicBool::new(entry.sealed),
             staged: RwLock::new(VecDeque::new()),
+            changed: AtomicBool::new(false),
         }
     }
 
-    pub(crate) fn file(&self, store: &dyn Store) -> Result<&Arc<dyn File>> {
-        if let Some(file) = self.file.get() {
-            return Ok(file);
+    pub(crate) fn entry(&self) -> SegmentEntry {
+        let sealed = self.sealed.load(Ordering::Acquire);
+        let used = self.used.load(Ordering::Acquire);
+        SegmentEntry { id: self.id, sealed, used, slots_count: self.slots_count, nonce: self.nonce }
+    }
+
+    pub(crate) fn file(&self, store: &dyn Store) -> Result<Arc<dyn File>> {
+        if let Some(file) = &*self.file.read() {
+            return Ok(file.clone());
         }
         let file = store.open(&self.path, false)?;
-        Ok(self.file.get_or_init(|| file))
+        Ok(self.file.write().get_or_insert(file).clone())
     }
 
-    pub(crate) fn set_sealed(&self, trailer: Trailer) {
-        *self.trailer.lock() = Some(trailer);
+    /// Give the descriptor back; whoever reads through it goes on.
+    pub(crate) fn close_file(&self) {
+        *self.file.write() = None;
     }
 
-    /// Note the checksum of a slot that is about to be published.
-    pub(crate) fn set_checksum(&self, slot: u32, crc: u32) {
-        let table = self.checksums.get_or_init(|| zeroed(self.slots_count));
-        table[slot as usize].store(crc, Ordering::Relaxed);
+    pub(crate) fn has_file(&self) -> bool {
+        self.file.read().is_some()
+    }
+
+    /// No more slots will come. A sealed segment's checksums are read from its footer from here on.
+    pub(crate) fn set_ended(&self, used: u32, sealed: bool) {
+        self.used.store(used, Ordering::Release);
+        self.changed.store(true, Ordering::Release);
+        if sealed {
+            self.sealed.store(true, Ordering::Release);
+            *self.checksums.write() = None;
+        }
+    }
+
+    /// The checksums of a segment that is appended to, or was read batch by batch.
+    pub(crate) fn table(&self) -> Arc<[AtomicU32]> {
+        self.checksums.write().get_or_insert_with(|| zeroed(self.slots_count)).clone()
     }
 
     /// Checksums of the slots below `slots_count`.
     pub(crate) fn checksums(&self, slots_count: u32) -> Vec<u32> {
-        let table = self.checksums.get_or_init(|| zeroed(self.slots_count));
+        let table = self.table();
         table[..slots_count as usize].iter().map(|crc| crc.load(Ordering::Relaxed)).collect()
     }
 
@@ -137,6 +180,7 @@ impl Segment {
     pub(crate) fn read(
         &self,
         store: &dyn Store,
+        cache: &PageCache,
         seed: u64,
         slot: u32,
         block_index: u64,
@@ -148,9 +192,9 @@ impl Segment {
             u32::try_from(buffer.len() / BLOCK_BYTES).expect("a read is smaller than a segment");
         let end = slot.checked_add(count).filter(|end| *end <= self.slots_count);
         let end = end.ok_or_else(|| lost("the slot is beyond the segment's end".into()))?;
-        let table = self.table(store)?;
-        if table.len() < end as usize {
-            return Err(lost(format!("the segment has only {} slots", table.len())));
+        let used = self.used.load(Ordering::Acquire);
+        if used != 0 && end > used {
+            return Err(lost(format!("the segment has only {used} slots")));
         }
         let staged = end > self.written.load(Ordering::Acquire) && self.read_staged(slot, buffer);
         if !staged {
@@ -161,8 +205,10 @@ impl Segment {
                 other => LogError::Store(other),
             })?;
         }
+        let mut stored = Stored::new(self, store, cache);
         for (index, block) in buffer.chunks_exact(BLOCK_BYTES).enumerate() {
-            let stored = table[slot as usize + index].load(Ordering::Relaxed);
+            let slot = slot + u32::try_from(index).expect("bounded above");
+            let stored = stored.checksum(slot)?;
             let locator = locator.offset(index as u64);
             let computed =
                 checksum::fold(checksum::crc(block), seed, locator, block_index + index as u64);
@@ -193,7 +239,7 @@ impl Segment {
                 if slot < written {
                     // The front of the range is in the file already: read it all from there or from
                     // staging, block by block.
-                    let Some(file) = self.file.get() else {
+                    let Some(file) = self.file.read().clone() else {
                         return false;
                     };
                     if file.read_at(block, u64::from(slot) * BLOCK_BYTES_U64).is_err() {
@@ -210,47 +256,82 @@ impl Segment {
         }
         true
     }
+}
 
-    fn table(&self, store: &dyn Store) -> Result<&[AtomicU32]> {
-        if let Some(table) = self.checksums.get() {
-            return Ok(table);
-        }
-        let trailer = *self.trailer.lock();
-        let Some(trailer) = trailer else {
-            let reason =
-                "the segment has neither a footer nor batches that name its checksums".to_string();
-            return Err(LogError::Lost { locator: self.id.slot(0), reason });
-        };
-        let table = self.load_table(store, &trailer)?;
-        Ok(self.checksums.get_or_init(|| table))
+/// Where the checksums of a read come from: found once for each page or table.
+struct Stored<'a> {
+    segment: &'a Segment,
+    store: &'a dyn Store,
+    cache: &'a PageCache,
+    table: Option<Arc<[AtomicU32]>>,
+    page: Option<(u32, Arc<Page>)>,
+}
+
+impl<'a> Stored<'a> {
+    fn new(segment: &'a Segment, store: &'a dyn Store, cache: &'a PageCache) -> Self {
+        let table = segment.checksums.read().clone();
+        Stored { segment, store, cache, table, page: None }
     }
 
-    fn load_table(&self, store: &dyn Store, trailer: &Trailer) -> Result<Box<[AtomicU32]>> {
-        let pages = trailer.slots_count.div_ceil(CHECKSUMS_PER_PAGE) as usize;
-        let mut bytes = vec![0; pages * BLOCK_BYTES];
-        let file = self.file(store)?;
-        file.read_at(&mut bytes, trailer.checksums_at)?;
-        let mut table = Vec::with_capacity(pages * CHECKSUMS_PER_PAGE as usize);
-        for (index, page) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
-            let body = decode_page(page, self.nonce, self.id, Column::Checksums, index as u64)
-                .ok_or_else(|| LogError::Lost {
-                    locator: self.id.slot(0),
-                    reason: format!(
-                        "page {index} of the slot table in '{}' does not verify",
-                        self.path
-                    ),
-                })?;
-            table.extend(
-                body.chunks_exact(4).map(|crc| {
-                    AtomicU32::new(u32::from_le_bytes([crc[0], crc[1], crc[2], crc[3]]))
-                }),
-            );
+    fn checksum(&mut self, slot: u32) -> Result<u32> {
+        if self.table.is_none() && !self.segment.sealed.load(Ordering::Acquire) {
+            self.table = Some(self.segment.scanned(self.store)?);
         }
-        table.truncate(trailer.slots_count as usize);
-        Ok(table.into_boxed_slice())
+        if let Some(table) = &self.table {
+            return Ok(table[slot as usize].load(Ordering::Relaxed));
+        }
+        let index = slot / CHECKSUMS_PER_PAGE;
+        if self.page.as_ref().is_none_or(|(own, _)| *own != index) {
+            let page = self.segment.pages.get(index);
+            let page = match page {
+                Some(page) => page,
+                None => self.segment.load_page(self.store, self.cache, index)?,
+            };
+            self.page = Some((index, page));
+        }
+        let (_, page) = self.page.as_ref().expect("found above");
+        Ok(page.checksums[(slot % CHECKSUMS_PER_PAGE) as usize])
     }
 }
 
-fn zeroed(count: u32) -> Box<[AtomicU32]> {
+impl Segment {
+    fn load_page(&self, store: &dyn Store, cache: &PageCache, index: u32) -> Result<Arc<Page>> {
+        // The column begins right behind the slots in use.
+        let at = u64::from(self.used.load(Ordering::Acquire)) + u64::from(index);
+        let mut bytes = vec![0; BLOCK_BYTES];
+        let lost = |reason: String| LogError::Lost {
+            locator: self.id.slot(index * CHECKSUMS_PER_PAGE),
+            reason,
+        };
+        self.file(store)?.read_at(&mut bytes, at * BLOCK_BYTES_U64).map_err(
+            |error| match error {
+                ramet_store::StoreError::ShortRead { .. }
+                | ramet_store::StoreError::NotFound { .. } => lost(error.to_string()),
+                other => LogError::Store(other),
+            },
+        )?;
+        let body = decode_page(&bytes, self.nonce, self.id, Column::Checksums, u64::from(index));
+        let body = body.ok_or_else(|| {
+            lost(format!("page {index} of the slot table in '{}' does not verify", self.path))
+        })?;
+        let checksums = body.chunks_exact(4);
+        let checksums = checksums.map(|crc| u32::from_le_bytes([crc[0], crc[1], crc[2], crc[3]]));
+        let page = Arc::new(Page::new(self.id, index, checksums.collect()));
+        Ok(cache.keep(&self.pages, page))
+    }
+
+    /// The checksums of a segment that a crash left unsealed, out of its batches' headers.
+    fn scanned(&self, store: &dyn Store) -> Result<Arc<[AtomicU32]>> {
+        let used = self.used.load(Ordering::Acquire);
+        let table = zeroed(self.slots_count);
+        let file = self.file(store)?;
+        for (slot, crc) in crate::chain::checksums_of_batches(&*file, self.id, self.nonce, used)? {
+            table[slot as usize].store(crc, Ordering::Relaxed);
+        }
+        Ok(self.checksums.write().get_or_insert(table).clone())
+    }
+}
+
+fn zeroed(count: u32) -> Arc<[AtomicU32]> {
     std::iter::repeat_with(|| AtomicU32::new(0)).take(count as usize).collect()
 }

@@ -3,9 +3,10 @@
 //! Invariant: the slot that is written is never the one that holds the newest commit.
 
 use crate::error::{LogError, Result};
-use crate::format::superblock::Commit;
+use crate::format::segment::LogEnd;
+use crate::format::superblock::{Commit, Root};
 use crate::log::Log;
-use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
 use ramet_store::Store;
 
 const PATH: &str = "superblock";
@@ -14,6 +15,8 @@ const PATH: &str = "superblock";
 pub(crate) struct Slots {
     /// The newest commit.
     pub(crate) newest: Commit,
+    /// The other one, where it verifies.
+    pub(crate) older: Option<Commit>,
     pages: [Vec<u8>; 2],
     newest_slot: usize,
     other_valid: bool,
@@ -46,13 +49,13 @@ pub(crate) fn read(store: &dyn Store, seed: u64) -> Result<Slots> {
     }
     let (first, second) = (Commit::decode(&pages[0], seed), Commit::decode(&pages[1], seed));
     let other_valid = first.is_some() && second.is_some();
-    let (newest_slot, newest) = match (first, second) {
-        (Some(first), Some(second)) if second.number > first.number => (1, second),
-        (Some(first), _) => (0, first),
-        (None, Some(second)) => (1, second),
+    let (newest_slot, newest, older) = match (first, second) {
+        (Some(first), Some(second)) if second.number > first.number => (1, second, Some(first)),
+        (Some(first), second) => (0, first, second),
+        (None, Some(second)) => (1, second, None),
         (None, None) => return Err(foundation("neither of its slots verifies")),
     };
-    Ok(Slots { newest, pages, newest_slot, other_valid })
+    Ok(Slots { newest, older, pages, newest_slot, other_valid })
 }
 
 impl Slots {
@@ -77,16 +80,56 @@ impl Log {
     /// # Durability
     /// Durable on return.
     pub(crate) fn commit_superblock(&self, epoch: u64) -> Result<()> {
+        self.write_commit(&mut |next| next.epoch = epoch)
+    }
+
+    /// Write the older slot: a checkpoint, whose nodes are durable. Result: the commit's number.
+    ///
+    /// # Errors
+    /// `Poisoned` where the write or the sync fails.
+    ///
+    /// # Durability
+    /// Durable on return.
+    pub fn commit_checkpoint(
+        &self,
+        cut: LogEnd,
+        roots: &[Root],
+        table_file: Option<SegmentId>,
+    ) -> Result<u64> {
+        assert!(cut.sequence <= self.durable(), "the log is synced up to the cut first");
+        self.write_commit(&mut |next| {
+            next.cut = cut;
+            next.roots = roots.to_vec();
+            next.table_file = table_file.map_or(0, |id| id.0);
+        })?;
+        Ok(self.superblock.lock().number)
+    }
+
+    /// Write the older slot, where it would say more than before of what is durable: for a log that
+    /// is closed without a checkpoint, so that damage at its end is not taken for a torn tail.
+    ///
+    /// # Errors
+    /// As `commit_checkpoint`.
+    ///
+    /// # Durability
+    /// As `commit_checkpoint`.
+    pub fn note_durable(&self) -> Result<()> {
+        let noted = self.superblock.lock().durable;
+        if noted < self.durable() { self.write_commit(&mut |_| {}) } else { Ok(()) }
+    }
+
+    fn write_commit(&self, change: &mut dyn FnMut(&mut Commit)) -> Result<()> {
         let mut current = self.superblock.lock();
+        self.check_writable()?;
         let (_, incarnation) = self.identity();
-        let next = Commit {
+        let mut next = Commit {
             number: current.number + 1,
             number_before: current.number,
             incarnation,
-            epoch,
             durable: self.durable(),
             ..current.clone()
         };
+        change(&mut next);
         let page = next.encode(self.seed());
         let slot = next.number % 2;
         let file = self.store().open(PATH, true)?;

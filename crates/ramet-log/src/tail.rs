@@ -7,14 +7,15 @@
 use crate::checksum::fold;
 use crate::format::batch::{BatchHeader, Entry, Kind};
 use crate::format::footer::JournalBatch;
+use crate::format::segment::LogEnd;
 use crate::gate::{Payload, PreparedRecord};
 use crate::log::Log;
 use crate::segment::Segment;
 use crate::staging::{Chunk, ChunkPool};
-use crate::types::{BLOCK_BYTES, Locator, ObjectId, Position, Sequence};
+use crate::types::{BLOCK_BYTES, Locator, ObjectId, Position, SegmentId, Sequence};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Work that the gate leaves for the write-out, in log order.
 pub(crate) enum Job {
@@ -27,6 +28,7 @@ pub(crate) enum Job {
 /// What is appended to.
 struct Open {
     segment: Arc<Segment>,
+    table: Arc<[AtomicU32]>,
     chunk: Option<Arc<Chunk>>,
     next_slot: u32,
     journal: Vec<JournalBatch>,
@@ -42,11 +44,20 @@ pub(crate) struct Tail {
     prepared: VecDeque<Arc<Segment>>,
     /// The last slot assigned.
     position: Position,
+    /// The last batch that was ended.
+    end: LogEnd,
 }
 
 impl Tail {
-    pub(crate) fn new(next_sequence: Sequence, position: Position) -> Self {
-        Tail { open: None, batch: None, next_sequence, prepared: VecDeque::new(), position }
+    /// To go on after the batch `end`, whose last slot is `position`.
+    pub(crate) fn new(end: LogEnd, position: Position) -> Self {
+        let next_sequence = Sequence(end.sequence.0 + 1);
+        Tail { open: None, batch: None, next_sequence, prepared: VecDeque::new(), position, end }
+    }
+
+    /// The last batch that was ended, and the segment that is appended to.
+    pub(crate) fn end(&self) -> (LogEnd, Option<SegmentId>) {
+        (self.end, self.open.as_ref().map(|open| open.segment.id))
     }
 
     /// The last slot assigned: everything in the log is at or before it.
@@ -135,6 +146,7 @@ impl Tail {
             end_slot: open.next_slot,
         });
         let BatchHeader { sequence, durable, slots_count, entries, .. } = header;
+        self.end = LogEnd { position: open.segment.id.slot(slot).position(), sequence };
         open.journal.push(JournalBatch {
             sequence,
             durable,
@@ -147,7 +159,7 @@ impl Tail {
     /// End the open segment; it is sealed by the write-out.
     pub(crate) fn close_segment(&mut self, log: &Log) {
         self.close_batch(log);
-        if let Some(Open { segment, next_slot, journal, chunk }) = self.open.take() {
+        if let Some(Open { segment, next_slot, journal, chunk, .. }) = self.open.take() {
             drop(chunk);
             log.push_job(Job::Seal { segment, slots_count: next_slot, journal });
         }
@@ -157,7 +169,8 @@ impl Tail {
         self.close_segment(log);
         let segment = self.prepared.pop_front().expect("the gate was entered with room");
         log.insert_segment(segment.clone());
-        self.open = Some(Open { segment, chunk: None, next_slot: 1, journal: Vec::new() });
+        let table = segment.table();
+        self.open = Some(Open { segment, table, chunk: None, next_slot: 1, journal: Vec::new() });
     }
 
     /// Open a batch with room for at least one slot of payload beside its header.
@@ -179,7 +192,7 @@ impl Tail {
         let open = self.open.as_mut().expect("a segment is open");
         let slot = open.next_slot;
         open.next_slot += 1;
-        open.segment.set_checksum(slot, 0);
+        open.table[slot as usize].store(0, Ordering::Relaxed);
         self.position = open.segment.id.slot(slot).position();
         let sequence = self.next_sequence;
         self.next_sequence = Sequence(sequence.0 + 1);
@@ -245,7 +258,7 @@ impl Tail {
         unsafe { chunk.fill(slot, data) };
         for (index, crc) in (0u32..).zip(crcs) {
             let crc = fold(*crc, seed, locator.offset(u64::from(index)), first + u64::from(index));
-            open.segment.set_checksum(slot + index, crc);
+            open.table[(slot + index) as usize].store(crc, Ordering::Relaxed);
             header.checksums.push(crc);
         }
         let count = crcs.len() as u64;

@@ -185,6 +185,8 @@ impl Run {
             Step::Close => {
                 // No log: closing went well, opening failed, and the step is tried again.
                 if let Some(log) = &self.log {
+                    log.seal()?;
+                    log.note_durable()?;
                     log.close()?;
                     self.durable = self.said.len();
                 }

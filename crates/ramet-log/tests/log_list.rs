@@ -178,7 +178,10 @@ proptest! {
         let mut durable = 0;
         for step in &steps {
             match step {
-                Step::Close => log.close().expect("closed"),
+                Step::Close => {
+                    log.seal().expect("sealed");
+                    log.close().expect("closed");
+                }
                 Step::CutOff => {}
                 other => {
                     list.extend(perform(&log, other).map(|said| (other.clone(), said)));

@@ -7,7 +7,7 @@ use crate::server::NbdServer;
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use ramet_engine::{Engine, EngineError};
+use ramet_engine::{Engine, EngineError, Settings};
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,10 +87,28 @@ impl Pool {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (path, read_only = false))]
-    fn open(py: Python<'_>, path: PathBuf, read_only: bool) -> PyResult<Pool> {
+    #[pyo3(signature = (
+        path, read_only = false, node_budget_bytes = 0, checkpoint_log_bytes = 0,
+        checkpoint_batches = 0
+    ))]
+    fn open(
+        py: Python<'_>,
+        path: PathBuf,
+        read_only: bool,
+        node_budget_bytes: u64,
+        checkpoint_log_bytes: u64,
+        checkpoint_batches: u64,
+    ) -> PyResult<Pool> {
         let owner = Owner::current();
-        let engine = call(py, owner, || Engine::open(&path, read_only))?;
+        let mut settings = Settings::default();
+        for (own, given) in [
+            (&mut settings.node_budget_bytes, node_budget_bytes),
+            (&mut settings.checkpoint_log_bytes, checkpoint_log_bytes),
+            (&mut settings.checkpoint_batches, checkpoint_batches),
+        ] {
+            *own = if given == 0 { *own } else { given };
+        }
+        let engine = call(py, owner, || Engine::open(&path, read_only, settings))?;
         let stop = Arc::new(Stop::default());
         let (weak, stopped) = (Arc::downgrade(&engine), stop.clone());
         std::thread::Builder::new()
@@ -121,6 +139,10 @@ impl Pool {
         self.engine.read_only()
     }
 
+    fn checkpoint(&self, py: Python<'_>) -> PyResult<bool> {
+        self.call(py, Engine::checkpoint)
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.call(py, Engine::stats)?;
         let dict = PyDict::new(py);
@@ -140,6 +162,12 @@ impl Pool {
             ("replayed_count", stats.replayed_count),
             ("durable_sequence", stats.durable_sequence),
             ("appended_sequence", stats.appended_sequence),
+            ("checkpoints_count", stats.checkpoints_count),
+            ("nodes_loaded_count", stats.nodes_loaded_count),
+            ("nodes_evicted_count", stats.nodes_evicted_count),
+            ("nodes_written_count", stats.nodes_written_count),
+            ("nodes_clean_bytes", stats.nodes_clean_bytes),
+            ("nodes_dirty_bytes", stats.nodes_dirty_bytes),
             ("gate_closed_ns_last", stats.gate_closed_ns_last),
             ("gate_closed_ns_max", stats.gate_closed_ns_max),
             ("space_free_bytes", stats.space_free_bytes),

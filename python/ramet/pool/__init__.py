@@ -23,6 +23,7 @@ from ramet.names import (
 from ramet.pool.base import PoolBase, as_list, describe, now_text
 from ramet.records import Diff, Extent, ObjectRecord
 from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
+from ramet.tuning import find_tuning
 from ramet.units import parse_size
 from ramet.volume import ObjectLike, Snapshot, SnapshotLike, Volume, VolumeLike
 
@@ -50,11 +51,16 @@ def open(  # noqa: A001 - `ramet.open` is what people look for.
     create: bool = False,
     read_only: bool = False,
     segment_size: str | int | None = None,
+    node_budget: str | int | None = None,
+    checkpoint_log: str | int | None = None,
 ) -> "Pool":
     """Open the pool in directory `path`.
 
     `create`: make one first where there is none, with `segment_size` as in `create`. `read_only`:
-    change nothing; many processes may do so at once. Result: the pool, to be closed (use `with`).
+    change nothing; many processes may do so at once. `node_budget`: memory for maps, in bytes or as
+    a text, 64 KiB at least; `checkpoint_log`: maps are written out after so much log. None: what
+    the variables RAMET_NODE_BUDGET and RAMET_CHECKPOINT_LOG say, else 256 MiB and 512 MiB.
+    Result: the pool, to be closed (use `with`).
     Raises: BusyError at once where another process has it open; NotFoundError where there is no
     pool; InvalidError for a newer format; CorruptError where durable parts of it are damaged;
     UnavailableError where it cannot be written to.
@@ -62,7 +68,15 @@ def open(  # noqa: A001 - `ramet.open` is what people look for.
     """
     if create and not (Path(path) / DESCRIPTOR_NAME).exists():
         _create(path, segment_size)
-    return Pool(_core.Pool.open(os.fspath(path), read_only))
+    tuning = find_tuning(node_budget, checkpoint_log)
+    core = _core.Pool.open(
+        os.fspath(path),
+        read_only,
+        tuning.node_budget_bytes,
+        tuning.checkpoint_log_bytes,
+        tuning.checkpoint_batches,
+    )
+    return Pool(core)
 
 
 def _create(path: str | os.PathLike[str], segment_size: str | int | None) -> None:

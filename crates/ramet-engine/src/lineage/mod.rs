@@ -7,9 +7,12 @@
 
 mod answer;
 mod around;
+mod image;
 mod tree;
 
-use crate::map::{Map, Node};
+pub(crate) use image::{PlaceImage, PlaceState};
+
+use crate::map::{Map, Missing, Node};
 use ramet_log::{Locator, Position};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -58,6 +61,9 @@ pub struct Lineage {
     /// Whose turn is next.
     turns: VecDeque<u64>,
     dying_count: usize,
+    orders_last: u64,
+    /// Bytes of map nodes that changes made here, and that are nowhere else.
+    pub dirtied_bytes: u64,
     /// Nodes that walks have looked at.
     pub nodes_visited: u64,
 }
@@ -170,11 +176,14 @@ impl Lineage {
     /// of the gate, before any other change of the tree. Result: a run that nobody can hold, dead
     /// at once.
     ///
+    /// # Errors
+    /// `Missing`; nothing was taken in then.
+    ///
     /// # Panics
     /// Where the parent was never in the tree: its command is to be settled first.
-    pub fn shed(&mut self, shed: &Shed) -> Option<(Locator, u64)> {
+    pub fn shed(&mut self, shed: &Shed) -> Result<Option<(Locator, u64)>, Missing> {
         let Some(parent) = self.parent_of_that_moment(shed.place, shed.parent) else {
-            return Some((shed.locator, shed.count));
+            return Ok(Some((shed.locator, shed.count)));
         };
         let shared_before =
             self.tree.place(parent).position.expect("what has children is an instant");
@@ -187,11 +196,12 @@ impl Lineage {
                 unreachable!("just looked at")
             };
             let newest = shed.locator.offset(shared - 1).position();
-            map.write(shed.first, shared, shed.locator, newest, &mut |index, _, _| {
-                panic!("block {index} is shed twice");
-            });
+            self.dirtied_bytes +=
+                map.write(shed.first, shared, shed.locator, newest, &mut |index, _, _| {
+                    panic!("block {index} is shed twice");
+                })?;
         }
-        (shared < shed.count).then(|| (shed.locator.offset(shared), shed.count - shared))
+        Ok((shared < shed.count).then(|| (shed.locator.offset(shared), shed.count - shared)))
     }
 
     /// Hang subtrees that a trim detached, blocks of any age, under the volume's parent of that
@@ -258,6 +268,8 @@ impl Lineage {
     }
 
     fn wait(&mut self, seat: Seat) {
+        self.orders_last += 1;
+        self.tree.place_mut(seat).order = self.orders_last;
         let id = self.tree.place(seat).family;
         let family = self.families.entry(id).or_insert_with(|| {
             self.turns.push_back(id);

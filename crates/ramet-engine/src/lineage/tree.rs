@@ -7,7 +7,7 @@
 use super::{NONE, PlaceId};
 use crate::map::Map;
 use ramet_log::Position;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 
 /// Where a place is kept; used again when the place is taken out of the tree.
@@ -44,11 +44,33 @@ pub(super) struct Place {
     pub(super) state: State,
     /// The dying place that takes what this volume sheds.
     pub(super) shed: Option<Ticket>,
+    /// When it began to die, counted over all places; 0 unless dying.
+    pub(super) order: u64,
     generation: u32,
     parent: Option<Seat>,
     first_child: Option<Seat>,
     next: Option<Seat>,
     previous: Option<Seat>,
+}
+
+impl Place {
+    /// Nobody's.
+    fn free() -> Self {
+        Place {
+            id: NONE,
+            told: NONE,
+            family: 0,
+            position: None,
+            state: State::Gone,
+            shed: None,
+            order: 0,
+            generation: 0,
+            parent: None,
+            first_child: None,
+            next: None,
+            previous: None,
+        }
+    }
 }
 
 /// All places of a pool.
@@ -58,11 +80,22 @@ pub(super) struct Tree {
     free: Vec<Seat>,
     seats: HashMap<PlaceId, Seat>,
     families_last: u64,
+    /// Seats whose places changed since this was last asked.
+    changed: HashSet<Seat>,
 }
 
 impl Seat {
     fn index(self) -> usize {
         self.0.get() as usize - 1
+    }
+
+    /// From 1.
+    pub(super) fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    pub(super) fn of_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Seat)
     }
 }
 
@@ -88,8 +121,38 @@ impl Tree {
         &self.places[seat.index()]
     }
 
+    /// To change what is kept of a place.
     pub(super) fn place_mut(&mut self, seat: Seat) -> &mut Place {
+        self.changed.insert(seat);
+        self.links_mut(seat)
+    }
+
+    /// To change its links but the parent: they are derived.
+    fn links_mut(&mut self, seat: Seat) -> &mut Place {
         &mut self.places[seat.index()]
+    }
+
+    /// The seats whose places changed since this was last asked.
+    pub(super) fn take_changed(&mut self) -> Vec<Seat> {
+        self.changed.drain().collect()
+    }
+
+    pub(super) fn mark_changed(&mut self, seats: impl Iterator<Item = Seat>) {
+        self.changed.extend(seats);
+    }
+
+    pub(super) fn mark_all_changed(&mut self) {
+        let last = u32::try_from(self.places.len()).expect("fewer than 2^32 places");
+        self.changed.extend((1..=last).filter_map(Seat::of_number));
+    }
+
+    pub(super) fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Whether somebody sits there.
+    pub(super) fn is_taken(&self, seat: Seat) -> bool {
+        self.place(seat).family != 0
     }
 
     pub(super) fn parent(&self, seat: Seat) -> Option<Seat> {
@@ -121,19 +184,7 @@ impl Tree {
             self.families_last
         });
         let told = parent.map_or(NONE, |parent| self.place(parent).id);
-        let mut place = Place {
-            id,
-            told,
-            family,
-            position: None,
-            state,
-            shed: None,
-            generation: 0,
-            parent: None,
-            first_child: None,
-            next: None,
-            previous: None,
-        };
+        let mut place = Place { id, told, family, state, ..Place::free() };
         let seat = match self.free.pop() {
             Some(seat) => {
                 place.generation = self.place(seat).generation;
@@ -142,10 +193,11 @@ impl Tree {
             }
             None => {
                 self.places.push(place);
-                let number = u32::try_from(self.places.len()).ok().and_then(NonZeroU32::new);
-                Seat(number.expect("fewer than 2^32 places"))
+                let number = u32::try_from(self.places.len()).ok().and_then(Seat::of_number);
+                number.expect("fewer than 2^32 places")
             }
         };
+        self.changed.insert(seat);
         if id != NONE {
             let before = self.seats.insert(id, seat);
             assert!(before.is_none(), "place {:#x} is in the tree already", id);
@@ -158,9 +210,9 @@ impl Tree {
     pub(super) fn hang(&mut self, seat: Seat, parent: Option<Seat>) {
         self.unhang(seat);
         if let Some(parent) = parent {
-            let head = self.place_mut(parent).first_child.replace(seat);
+            let head = self.links_mut(parent).first_child.replace(seat);
             if let Some(head) = head {
-                self.place_mut(head).previous = Some(seat);
+                self.links_mut(head).previous = Some(seat);
             }
             let place = self.place_mut(seat);
             (place.parent, place.next) = (Some(parent), head);
@@ -172,11 +224,11 @@ impl Tree {
         let (parent, next, previous) =
             (place.parent.take(), place.next.take(), place.previous.take());
         if let Some(next) = next {
-            self.place_mut(next).previous = previous;
+            self.links_mut(next).previous = previous;
         }
         match (previous, parent) {
-            (Some(previous), _) => self.place_mut(previous).next = next,
-            (None, Some(parent)) => self.place_mut(parent).first_child = next,
+            (Some(previous), _) => self.links_mut(previous).next = next,
+            (None, Some(parent)) => self.links_mut(parent).first_child = next,
             (None, None) => {}
         }
     }
@@ -197,9 +249,83 @@ impl Tree {
             self.unhang(seat);
             let place = self.place_mut(seat);
             place.generation = place.generation.wrapping_add(1);
+            place.family = 0;
             let id = std::mem::replace(&mut place.id, NONE);
             self.seats.remove(&id);
             self.free.push(seat);
         }
+    }
+
+    /// Put a place back into its seat; `hang_all` is to follow when all of them are there.
+    /// False where the seat is taken, or the id is.
+    pub(super) fn restore(&mut self, seat: Seat, place: Place, parent: Option<Seat>) -> bool {
+        while self.places.len() <= seat.index() {
+            self.places.push(Place::free());
+        }
+        if self.is_taken(seat) || place.family == 0 {
+            return false;
+        }
+        self.families_last = self.families_last.max(place.family);
+        let fresh = place.id == NONE || self.seats.insert(place.id, seat).is_none();
+        *self.links_mut(seat) = Place { parent, ..place };
+        fresh
+    }
+
+    /// Link what was restored. False where a place hangs under none, or in a circle.
+    pub(super) fn hang_all(&mut self) -> bool {
+        let all: Vec<Seat> = (1..=self.places.len())
+            .filter_map(|n| Seat::of_number(u32::try_from(n).ok()?))
+            .collect();
+        for seat in all.iter().copied() {
+            if !self.is_taken(seat) {
+                self.free.push(seat);
+                continue;
+            }
+            let Some(parent) = self.links_mut(seat).parent.take() else { continue };
+            if parent.index() >= self.places.len() || !self.is_taken(parent) {
+                return false;
+            }
+            self.hang(seat, Some(parent));
+            let told = self.place(parent).id;
+            self.links_mut(seat).told = told;
+        }
+        self.changed.clear();
+        // What hangs in a circle is not reached from above.
+        let taken = all.iter().filter(|seat| self.is_taken(**seat)).count();
+        let mut reached = 0;
+        let mut stack: Vec<Seat> = all
+            .into_iter()
+            .filter(|seat| self.is_taken(*seat) && self.parent(*seat).is_none())
+            .collect();
+        while let Some(seat) = stack.pop() {
+            reached += 1;
+            let mut child = self.first_child(seat);
+            if child.is_some() && self.place(seat).position.is_none() {
+                return false;
+            }
+            while let Some(next) = child {
+                stack.push(next);
+                child = self.next(next);
+            }
+        }
+        reached == taken
+    }
+
+    pub(super) fn restored(
+        id: PlaceId,
+        family: u64,
+        position: Option<Position>,
+        state: State,
+        order: u64,
+    ) -> Place {
+        Place { id, family, position, state, order, ..Place::free() }
+    }
+
+    /// Say which dying place takes what a volume sheds; `None` where there is none.
+    pub(super) fn set_shed(&mut self, seat: Seat, shed: Seat) -> Option<()> {
+        let taken = shed.index() < self.places.len() && self.is_taken(shed);
+        let ticket = taken.then(|| self.ticket(shed))?;
+        self.links_mut(seat).shed = Some(ticket);
+        Some(())
     }
 }

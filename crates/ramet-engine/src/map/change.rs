@@ -4,7 +4,7 @@
 //! changes nothing copies nothing.
 
 use super::node::{Body, Node, slots, span};
-use super::{BLOCKS_MAX, Map};
+use super::{BLOCKS_MAX, Map, Missing};
 use ramet_log::{Locator, Position};
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ struct Put<'a> {
     locator: Locator,
     position: Position,
     overwritten: &'a mut dyn FnMut(u64, u64, Locator),
+    dirtied: u64,
 }
 
 /// A removal on its way down.
@@ -32,12 +33,16 @@ struct Take<'a> {
     end: u64,
     position: Position,
     let_go: &'a mut dyn LetGo,
+    dirtied: u64,
 }
 
 impl Map {
     /// Map `count` blocks from `first` on to consecutive slots of one segment from `locator` on;
     /// `overwritten` is told the runs (first block, count, locator) that were there. `position` is
-    /// the change's, for `newest`.
+    /// the change's, for `newest`. Result: bytes of memory that are now nowhere else.
+    ///
+    /// # Errors
+    /// `Missing`; nothing was changed then.
     ///
     /// # Panics
     /// Past block 2^36, or where the slots leave the segment.
@@ -48,11 +53,12 @@ impl Map {
         locator: Locator,
         position: Position,
         overwritten: &mut impl FnMut(u64, u64, Locator),
-    ) {
+    ) -> Result<u64, Missing> {
         if count == 0 {
-            return;
+            return Ok(0);
         }
         let end = end_of(first, count);
+        self.ready(first, count, false)?;
         assert!(locator != Locator::NONE, "a write of nothing");
         assert!(
             locator.segment() == Locator(locator.0 + count - 1).segment(),
@@ -60,32 +66,59 @@ impl Map {
         );
         let root = self.cover(end, 0);
         let root = root.get_or_insert_with(|| Arc::new(Node::empty(height_for(end))));
-        Put { first, end, locator, position, overwritten }.put(root, 0);
+        let mut put = Put { first, end, locator, position, overwritten, dirtied: 0 };
+        put.put(root, 0);
+        Ok(put.dirtied)
+    }
+
+    /// Whether a write of the range, or its removal where `detaches`, finds every node it needs.
+    ///
+    /// # Errors
+    /// `Missing`.
+    pub fn ready(&self, first: u64, count: u64, detaches: bool) -> Result<(), Missing> {
+        let Some(root) = &self.root else { return Ok(()) };
+        root.ready(0, first, first.saturating_add(count), detaches)
     }
 
     /// Make `count` blocks from `first` on holes: whole subtrees are detached as they are, parts of
     /// leaves are told as runs. The count may reach beyond every block. Where nothing was mapped
-    /// nothing changes, `newest` neither.
-    pub fn remove(&mut self, first: u64, count: u64, position: Position, let_go: &mut impl LetGo) {
+    /// nothing changes, `newest` neither. Result: bytes of memory that are now nowhere else.
+    ///
+    /// # Errors
+    /// `Missing`; nothing was changed then.
+    pub fn remove(
+        &mut self,
+        first: u64,
+        count: u64,
+        position: Position,
+        let_go: &mut impl LetGo,
+    ) -> Result<u64, Missing> {
         let end = first.saturating_add(count);
-        let Some(root) = &mut self.root else { return };
-        if !root.maps_any(0, first, end) {
-            return;
+        self.ready(first, count, true)?;
+        let Some(root) = &mut self.root else { return Ok(0) };
+        if !root.maps_any(0, first, end)? {
+            return Ok(0);
         }
         if first == 0 && end >= root.span() {
             let_go.subtree(0, self.root.take().expect("looked at above"));
-            return;
+            return Ok(0);
         }
-        Take { first, end, position, let_go }.take(root, 0);
+        let mut take = Take { first, end, position, let_go, dirtied: 0 };
+        take.take(root, 0);
+        let dirtied = take.dirtied;
         if root.mapped == 0 {
             self.root = None;
         }
+        Ok(dirtied)
     }
 
     /// Forget every block before `end`: what a walk has answered. `newest` stays, since nobody
     /// changed anything.
-    pub fn cut(&mut self, end: u64) {
-        self.remove(0, end, Position::ZERO, &mut Forget);
+    ///
+    /// # Errors
+    /// As `remove`.
+    pub fn cut(&mut self, end: u64) -> Result<u64, Missing> {
+        self.remove(0, end, Position::ZERO, &mut Forget)
     }
 
     /// Put a subtree that was detached from another map at `first` where this map has nothing at
@@ -118,7 +151,7 @@ impl Map {
         {
             let mut above = Node::empty(root.height + 1);
             (above.newest, above.mapped) = (root.newest, root.mapped);
-            let Body::Inner(inner) = &mut above.body else {
+            let Body::Inner(inner) = above.body_mut() else {
                 unreachable!("only a leaf has height 0")
             };
             inner.insert(0, self.root.take().expect("looked at above"));
@@ -131,11 +164,11 @@ impl Map {
 impl Put<'_> {
     /// Result: how many blocks were overwritten below `node`.
     fn put(&mut self, node: &mut Arc<Node>, base: u64) -> u64 {
-        let node = Arc::make_mut(node);
+        let (node, bytes_before) = Node::own(node);
         let (from, to) = (self.first.max(base), self.end.min(base + node.span()));
         let mask = if node.height > 0 { node.indexes_mask(base, from, to) } else { 0 };
         let below = node.height.saturating_sub(1);
-        let replaced = match &mut node.body {
+        let replaced = match node.body_mut() {
             Body::Leaf(leaf) => {
                 let slots = slots(base, from, to);
                 let overwritten = &mut *self.overwritten;
@@ -160,6 +193,7 @@ impl Put<'_> {
         };
         node.mapped = node.mapped + (to - from) - replaced;
         node.newest = node.newest.max(self.position);
+        self.dirtied += node.own_bytes().saturating_sub(bytes_before);
         replaced
     }
 }
@@ -168,10 +202,10 @@ impl Take<'_> {
     /// Result: how many blocks were let go of below `node`, which has some in the range, and is not
     /// wholly in it unless a leaf.
     fn take(&mut self, node: &mut Arc<Node>, base: u64) -> u64 {
-        let node = Arc::make_mut(node);
+        let (node, bytes_before) = Node::own(node);
         let mask = if node.height > 0 { node.indexes_mask(base, self.first, self.end) } else { 0 };
         let below = node.height.saturating_sub(1);
-        let removed = match &mut node.body {
+        let removed = match node.body_mut() {
             Body::Leaf(leaf) => {
                 let slots = slots(base, self.first, self.end);
                 leaf.replace(slots.0, slots.1, None, &mut |run| {
@@ -186,7 +220,10 @@ impl Take<'_> {
                     if self.first <= child_base && child_base + span(below) <= self.end {
                         removed += child.mapped;
                         self.let_go.subtree(child_base, inner.remove(index));
-                    } else if child.maps_any(child_base, self.first, self.end) {
+                    } else if child
+                        .maps_any(child_base, self.first, self.end)
+                        .expect("looked at before the change began")
+                    {
                         removed += self.take(child, child_base);
                         if child.mapped == 0 {
                             inner.remove(index);
@@ -198,6 +235,7 @@ impl Take<'_> {
         };
         node.mapped -= removed;
         node.newest = node.newest.max(self.position);
+        self.dirtied += node.own_bytes().saturating_sub(bytes_before);
         removed
     }
 }
@@ -212,13 +250,13 @@ impl LetGo for Forget {
 }
 
 fn attach(node: &mut Arc<Node>, base: u64, first: u64, grafted: Arc<Node>) {
-    let node = Arc::make_mut(node);
+    let (node, _) = Node::own(node);
     node.mapped += grafted.mapped;
     node.newest = node.newest.max(grafted.newest);
     let index = node.index_of(base, first);
     let child_base = node.child_base(base, index);
     let below = node.height - 1;
-    let Body::Inner(inner) = &mut node.body else { unreachable!("only a leaf has height 0") };
+    let Body::Inner(inner) = node.body_mut() else { unreachable!("only a leaf has height 0") };
     if below == grafted.height {
         inner.insert(index, grafted);
         return;

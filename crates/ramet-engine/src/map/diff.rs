@@ -5,8 +5,8 @@
 //! is the same never.
 
 use super::leaf::{Leaf, Run};
-use super::node::{Bits, Body, Node, bitmap_beside, child_beside, same, slots, span};
-use super::{Extent, Map};
+use super::node::{Beside, Bits, Node, same, slots, span};
+use super::{Extent, Map, Missing};
 use ramet_log::Locator;
 use std::sync::Arc;
 
@@ -14,27 +14,32 @@ use std::sync::Arc;
 /// `after`, as it is in `after`, in order and maximal. Result: nodes visited.
 ///
 /// A block that was rewritten with the same bytes differs: locators are compared.
+///
+/// # Errors
+/// `Missing`, and the block before which everything was told: to go on from.
 pub fn diff(
     before: &Map,
     after: &Map,
     first: u64,
     count: u64,
     sink: &mut impl FnMut(Extent),
-) -> u64 {
+) -> Result<u64, (u64, Missing)> {
     let (before, after) = (before.root.as_ref(), after.root.as_ref());
     let height = before.iter().chain(&after).map(|root| root.height).max().unwrap_or_default();
     let end = first.saturating_add(count);
-    let mut differ = Differ { first, end, last: None, visited: 0, sink };
-    differ.compare(before, after, 0, height);
+    let mut differ = Differ { first, end, told: first, last: None, visited: 0, sink };
+    let compared = differ.compare(before, after, 0, height);
     if let Some(last) = differ.last.take() {
         (differ.sink)(last);
     }
-    differ.visited
+    compared.map(|()| differ.visited).map_err(|missing| (differ.told, missing))
 }
 
 struct Differ<'a> {
     first: u64,
     end: u64,
+    /// Everything before this block was compared.
+    told: u64,
     last: Option<Extent>,
     visited: u64,
     sink: &'a mut dyn FnMut(Extent),
@@ -47,24 +52,26 @@ impl Differ<'_> {
         after: Option<&Arc<Node>>,
         base: u64,
         height: u8,
-    ) {
+    ) -> Result<(), Missing> {
         if same(before, after) {
-            return;
+            return Ok(());
         }
         self.visited += 1;
+        let (before, after) = (Beside::look(before, height)?, Beside::look(after, height)?);
         if height == 0 {
-            self.compare_leaves(leaf_of(before), leaf_of(after), base);
-            return;
+            self.compare_leaves(before.leaf(), after.leaf(), base);
+            self.told = self.told.max(base + span(0));
+            return Ok(());
         }
         let child_span = span(height - 1);
-        for index in Bits(bitmap_beside(before, height) | bitmap_beside(after, height)) {
+        for index in Bits(before.bitmap() | after.bitmap()) {
             let child_base = base + u64::from(index) * child_span;
             if child_base < self.end && self.first < child_base + child_span {
-                let (before, after) =
-                    (child_beside(before, height, index), child_beside(after, height, index));
-                self.compare(before, after, child_base, height - 1);
+                self.told = self.told.max(child_base);
+                self.compare(before.child(index), after.child(index), child_base, height - 1)?;
             }
         }
+        Ok(())
     }
 
     fn compare_leaves(&mut self, before: Option<&Leaf>, after: Option<&Leaf>, base: u64) {
@@ -93,13 +100,6 @@ impl Differ<'_> {
         if let Some(whole) = self.last.replace(extent) {
             (self.sink)(whole);
         }
-    }
-}
-
-fn leaf_of(node: Option<&Arc<Node>>) -> Option<&Leaf> {
-    match &node?.body {
-        Body::Leaf(leaf) => Some(leaf),
-        Body::Inner(_) => unreachable!("height 0 is a leaf"),
     }
 }
 

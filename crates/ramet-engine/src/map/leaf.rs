@@ -18,7 +18,7 @@ const PARTS_MAX: usize = 3;
 /// Consecutive blocks in consecutive slots of one segment; `start` counts from the leaf's first
 /// block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Run {
+pub(crate) struct Run {
     pub(super) locator: Locator,
     start: u16,
     length: u16,
@@ -62,14 +62,14 @@ pub(super) fn continues(locator: Locator, count: u64, next: Locator) -> bool {
 
 /// One locator for each block of a leaf.
 #[derive(Clone)]
-pub(super) struct Dense {
+pub(crate) struct Dense {
     locators: [Locator; BLOCKS_PER_LEAF],
     runs_count: usize,
 }
 
 /// The body of a leaf.
 #[derive(Clone)]
-pub(super) enum Leaf {
+pub(crate) enum Leaf {
     Runs(Vec<Run>),
     Dense(Box<Dense>),
 }
@@ -144,6 +144,38 @@ impl Leaf {
             Leaf::Runs(runs) => (runs.capacity() * size_of::<Run>(), usize::from(!runs.is_empty())),
             Leaf::Dense(_) => (size_of::<Dense>(), 1),
         }
+    }
+
+    /// Number of runs, and whether the body is dense.
+    pub(super) fn shape(&self) -> (usize, bool) {
+        match self {
+            Leaf::Runs(runs) => (runs.len(), false),
+            Leaf::Dense(dense) => (dense.runs_count, true),
+        }
+    }
+
+    /// A leaf of these runs (start, length, locator); `None` where an invariant does not hold.
+    pub(super) fn of_runs(parts: impl Iterator<Item = (u16, u16, Locator)>) -> Option<Self> {
+        let mut runs: Vec<Run> = Vec::with_capacity(parts.size_hint().0);
+        for (start, length, locator) in parts {
+            let run = Run { locator, start, length };
+            let after =
+                runs.last().is_none_or(|last| last.end() <= run.start() && !last.continues(run));
+            let slots_end = u64::from(locator.slot()) + u64::from(length);
+            let sane = length > 0 && run.end() <= BLOCKS_PER_LEAF && locator != Locator::NONE;
+            if !after || !sane || slots_end > u64::from(ramet_log::SLOTS_MAX) {
+                return None;
+            }
+            runs.push(run);
+        }
+        (runs.len() <= RUNS_MAX).then_some(Leaf::Runs(runs))
+    }
+
+    /// A leaf with one locator for each block, zero for holes.
+    pub(super) fn of_locators(locators: [Locator; BLOCKS_PER_LEAF]) -> Self {
+        let mut dense = Dense { locators, runs_count: 0 };
+        dense.runs_count = dense.starts_count(0, BLOCKS_PER_LEAF);
+        Leaf::Dense(Box::new(dense))
     }
 
     /// Hold the body against its invariants. Result: blocks mapped.

@@ -7,6 +7,7 @@
 
 mod change;
 mod diff;
+pub(crate) mod disk;
 mod leaf;
 mod node;
 mod read;
@@ -14,7 +15,7 @@ mod walk;
 
 pub use change::LetGo;
 pub use diff::diff;
-pub use node::Node;
+pub use node::{Missing, Node};
 pub use read::{Extent, Extents};
 pub use walk::{Beside, Listed, Walked, walk_unheld};
 
@@ -40,6 +41,15 @@ impl Map {
         let mut map = Map::default();
         map.graft(first, node);
         map
+    }
+
+    /// A map whose root is on disk.
+    pub(crate) fn from_root(root: Arc<Node>) -> Self {
+        Map { root: Some(root) }
+    }
+
+    pub(crate) fn root(&self) -> Option<&Arc<Node>> {
+        self.root.as_ref()
     }
 
     /// The position of the newest change; zero for an empty map.
@@ -70,7 +80,7 @@ impl Map {
         }
     }
 
-    /// Estimate of the memory that all nodes take, allocation overhead included.
+    /// Estimate of the memory that all nodes take that are in it, allocation overhead included.
     pub fn node_bytes(&self) -> u64 {
         self.node_bytes_beside(&Map::default())
     }
@@ -91,29 +101,33 @@ impl Map {
         }
     }
 
-    fn find(&self, base: u64, height: u8) -> Option<&Arc<Node>> {
-        self.root.as_ref()?.find(base, height)
+    fn find(&self, base: u64, height: u8) -> Result<Option<Arc<Node>>, Missing> {
+        self.root.as_ref().map_or(Ok(None), |root| root.find(base, height))
     }
 
-    /// What of this map lies beside a node of another one: see `node::child_beside`.
-    fn beside(&self, base: u64, height: u8) -> Option<&Arc<Node>> {
-        let root = self.root.as_ref()?;
-        if root.height < height { (base == 0).then_some(root) } else { root.find(base, height) }
+    /// What of this map lies beside a node of another one: see `node::Beside`.
+    fn beside(&self, base: u64, height: u8) -> Result<Option<Arc<Node>>, Missing> {
+        match &self.root {
+            Some(root) if root.height < height => Ok((base == 0).then(|| root.clone())),
+            Some(root) => root.find(base, height),
+            None => Ok(None),
+        }
     }
 }
 
 fn bytes_beside(node: &Arc<Node>, base: u64, other: &Map) -> u64 {
-    if other.find(base, node.height).is_some_and(|found| Arc::ptr_eq(found, node)) {
+    let beside = other.find(base, node.height).ok().flatten();
+    if beside.is_some_and(|found| Arc::ptr_eq(&found, node)) {
         return 0;
     }
-    let below: u64 = match &node.body {
-        node::Body::Leaf(_) => 0,
-        node::Body::Inner(inner) => {
+    let below: u64 = match node.look().as_deref() {
+        Ok(node::Body::Inner(inner)) => {
             let children = inner.indexes(u64::MAX).zip(inner.children());
             children
                 .map(|(index, child)| bytes_beside(child, node.child_base(base, index), other))
                 .sum()
         }
+        Ok(node::Body::Leaf(_)) | Err(_) => 0,
     };
     node.own_bytes() + below
 }

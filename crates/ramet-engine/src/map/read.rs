@@ -3,8 +3,8 @@
 //! Invariant: extents are maximal: two that touch are never one run of one segment, nor both holes.
 
 use super::leaf::continues;
-use super::{BLOCKS_MAX, LEAF_BLOCKS, Map};
-use crate::map::node::Body;
+use super::node::{Body, Seen, finish};
+use super::{BLOCKS_MAX, LEAF_BLOCKS, Map, Missing};
 use ramet_log::Locator;
 use std::ops::ControlFlow;
 
@@ -45,15 +45,22 @@ impl Extent {
 
 impl Map {
     /// Where one block is; `None` for a hole.
-    pub fn get(&self, index: u64) -> Option<Locator> {
-        let leaf = self.find(index - index % LEAF_BLOCKS, 0)?;
-        let Body::Leaf(body) = &leaf.body else { unreachable!("height 0 is a leaf") };
-        body.get(usize::try_from(index % LEAF_BLOCKS).expect("below 512"))
+    ///
+    /// # Errors
+    /// `Missing`.
+    pub fn get(&self, index: u64) -> Result<Option<Locator>, Missing> {
+        let Some(leaf) = self.find(index - index % LEAF_BLOCKS, 0)? else { return Ok(None) };
+        let body = leaf.look()?;
+        let Body::Leaf(body) = &*body else { unreachable!("height 0 is a leaf") };
+        Ok(body.get(usize::try_from(index % LEAF_BLOCKS).expect("below 512")))
     }
 
     /// Append to `extents` what covers the `count` blocks from `first` on exactly, in order, holes
     /// included.
-    pub fn lookup(&self, first: u64, count: u64, extents: &mut Vec<Extent>) {
+    ///
+    /// # Errors
+    /// `Missing`; `extents` is then of no use.
+    pub fn lookup(&self, first: u64, count: u64, extents: &mut Vec<Extent>) -> Result<(), Missing> {
         let end = first + count;
         let own = extents.len();
         let mut at = first;
@@ -64,18 +71,23 @@ impl Map {
                 extents.push(extent);
             }
         };
-        self.visit(first, end, &mut |run_first, run_count, locator| {
+        finish(self.visit(first, end, &mut |run_first, run_count, locator| {
             push(Extent { first: at, count: run_first - at, locator: None });
             push(Extent { first: run_first, count: run_count, locator: Some(locator) });
             at = run_first + run_count;
             ControlFlow::Continue(())
-        });
+        }))?;
         push(Extent { first: at, count: end - at, locator: None });
+        Ok(())
     }
 
     /// Whether no block of the range is mapped.
-    pub fn is_empty_between(&self, first: u64, count: u64) -> bool {
-        !self.root.as_ref().is_some_and(|root| root.maps_any(0, first, first.saturating_add(count)))
+    ///
+    /// # Errors
+    /// `Missing`.
+    pub fn is_empty_between(&self, first: u64, count: u64) -> Result<bool, Missing> {
+        let Some(root) = &self.root else { return Ok(true) };
+        Ok(!root.maps_any(0, first, first.saturating_add(count))?)
     }
 
     /// The mapped extents from block `from` on, in order.
@@ -83,9 +95,10 @@ impl Map {
         Extents { map: self, from, ahead: Vec::new(), next: 0 }
     }
 
-    fn visit(&self, from: u64, to: u64, see: &mut dyn FnMut(u64, u64, Locator) -> ControlFlow<()>) {
-        if let Some(root) = &self.root {
-            let _stopped = root.visit(0, from, to, see);
+    fn visit(&self, from: u64, to: u64, see: &mut dyn FnMut(u64, u64, Locator) -> Seen) -> Seen {
+        match &self.root {
+            Some(root) => root.visit(0, from, to, see),
+            None => ControlFlow::Continue(()),
         }
     }
 }
@@ -99,35 +112,43 @@ pub struct Extents<'a> {
 }
 
 impl Extents<'_> {
-    fn refill(&mut self) {
+    fn refill(&mut self) -> Result<(), Missing> {
         self.ahead.clear();
         self.next = 0;
         let ahead = &mut self.ahead;
-        self.map.visit(self.from, BLOCKS_MAX, &mut |first, count, locator| {
+        let seen = self.map.visit(self.from, BLOCKS_MAX, &mut |first, count, locator| {
             let extent = Extent { first, count, locator: Some(locator) };
             if ahead.last_mut().is_some_and(|last: &mut Extent| last.merge(&extent)) {
                 return ControlFlow::Continue(());
             }
             // The last one is whole only when something else follows it.
             if ahead.len() == EXTENTS_AHEAD {
-                return ControlFlow::Break(());
+                return ControlFlow::Break(None);
             }
             ahead.push(extent);
             ControlFlow::Continue(())
         });
+        if let Err(missing) = finish(seen) {
+            ahead.clear();
+            return Err(missing);
+        }
         self.from = ahead.last().map_or(BLOCKS_MAX, Extent::end);
+        Ok(())
     }
 }
 
 impl Iterator for Extents<'_> {
-    type Item = Extent;
+    type Item = Result<Extent, Missing>;
 
-    fn next(&mut self) -> Option<Extent> {
-        if self.next == self.ahead.len() {
-            self.refill();
+    /// After `Missing` it goes on where it was.
+    fn next(&mut self) -> Option<Result<Extent, Missing>> {
+        if self.next == self.ahead.len()
+            && let Err(missing) = self.refill()
+        {
+            return Some(Err(missing));
         }
         let extent = self.ahead.get(self.next).copied();
         self.next += usize::from(extent.is_some());
-        extent
+        extent.map(Ok)
     }
 }

@@ -4,9 +4,9 @@
 //! every neighbor that may share it was asked at the same index; what lies before the block a walk
 //! ends at is answered for good.
 
-use super::Map;
 use super::leaf::{Leaf, Run};
-use super::node::{Body, Node, child_beside, same, slots};
+use super::node::{self, Body, Node, same, slots};
+use super::{Map, Missing};
 use ramet_log::{Locator, Position};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Beside for Listed<'_> {
 }
 
 /// How far a walk came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Walked {
     /// Everything before this block is answered; `None`: the whole map is.
     pub answered: Option<u64>,
@@ -37,6 +37,14 @@ pub struct Walked {
     pub visited: u64,
     /// The number of the neighbor that said yes last.
     pub yes: usize,
+    /// What has to be loaded before the walk can go on.
+    pub missing: Option<Missing>,
+}
+
+/// Why a walk ended early: the block before which all is answered, and what was missing.
+struct Stopped {
+    answered: u64,
+    missing: Option<Missing>,
 }
 
 /// Tell `dead` the runs (first block, count, locator) of `dying` from block `from` on that no
@@ -59,11 +67,18 @@ pub fn walk_unheld(
         neighbors,
         dead,
     };
-    let answered = dying.root.as_ref().and_then(|root| {
-        let beside = walk.look_beside(0, root.height);
+    let stopped = dying.root.as_ref().and_then(|root| {
+        let beside = match walk.look_beside(0, root.height) {
+            Ok(beside) => beside,
+            Err(missing) => return Some(Stopped { answered: from, missing: Some(missing) }),
+        };
         walk.walk(root, 0, beside.as_ref()).break_value()
     });
-    Walked { answered, visited: walk.visited, yes: walk.yes }
+    let (answered, missing) = match stopped {
+        Some(Stopped { answered, missing }) => (Some(answered), missing),
+        None => (None, None),
+    };
+    Walked { answered, visited: walk.visited, yes: walk.yes, missing }
 }
 
 struct Walk<'a> {
@@ -80,59 +95,101 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// What the neighbor that said yes last has beside a node.
-    fn look_beside(&mut self, base: u64, height: u8) -> Option<Arc<Node>> {
-        let (map, _) = self.neighbors.neighbor(self.yes)?;
-        map.beside(base, height).cloned()
+    fn look_beside(&mut self, base: u64, height: u8) -> Result<Option<Arc<Node>>, Missing> {
+        match self.neighbors.neighbor(self.yes) {
+            Some((map, _)) => map.beside(base, height),
+            None => Ok(None),
+        }
     }
 
-    /// Breaks with the block before which all is answered when the budget is spent.
+    /// Breaks when the budget is spent, or where a node is not in memory.
     fn walk(
         &mut self,
         node: &Arc<Node>,
         base: u64,
         beside: Option<&Arc<Node>>,
-    ) -> ControlFlow<u64> {
+    ) -> ControlFlow<Stopped> {
         if base + node.span() <= self.from || same(Some(node), beside) {
             return ControlFlow::Continue(());
         }
         if self.answered_leaf && self.visited >= self.budget {
-            return ControlFlow::Break(base.max(self.from));
+            return ControlFlow::Break(Stopped { answered: base.max(self.from), missing: None });
         }
         self.visited += 1;
-        match &node.body {
+        let stop = |missing| {
+            ControlFlow::Break(Stopped { answered: base.max(self.from), missing: Some(missing) })
+        };
+        let body = match node.look() {
+            Ok(body) => body,
+            Err(missing) => return stop(missing),
+        };
+        match &*body {
             Body::Leaf(leaf) => {
-                self.walk_leaf(leaf, node, base, beside);
+                if let Err(missing) = self.walk_leaf(leaf, node, base, beside) {
+                    return ControlFlow::Break(Stopped {
+                        answered: base.max(self.from),
+                        missing: Some(missing),
+                    });
+                }
                 self.answered_leaf = true;
+                ControlFlow::Continue(())
             }
-            Body::Inner(inner) => {
-                let mut beside = beside.cloned();
-                let mut changes = self.changes;
-                for (index, child) in inner.indexes(u64::MAX).zip(inner.children()) {
-                    if changes != self.changes {
-                        changes = self.changes;
-                        beside = self.look_beside(base, node.height);
-                        if same(Some(node), beside.as_ref()) {
-                            break;
-                        }
-                    }
-                    let beside = child_beside(beside.as_ref(), node.height, index);
-                    self.walk(child, node.child_base(base, index), beside)?;
+            Body::Inner(_) => self.walk_children(node, &body, base, beside),
+        }
+    }
+
+    fn walk_children(
+        &mut self,
+        node: &Arc<Node>,
+        body: &Body,
+        base: u64,
+        beside: Option<&Arc<Node>>,
+    ) -> ControlFlow<Stopped> {
+        let Body::Inner(inner) = body else { unreachable!("a leaf has no children") };
+        let mut beside = beside.cloned();
+        let mut changes = self.changes;
+        for (index, child) in inner.indexes(u64::MAX).zip(inner.children()) {
+            let child_base = node.child_base(base, index);
+            let stop = |missing, from: u64| Stopped {
+                answered: child_base.max(from),
+                missing: Some(missing),
+            };
+            if changes != self.changes {
+                changes = self.changes;
+                beside = match self.look_beside(base, node.height) {
+                    Ok(beside) => beside,
+                    Err(missing) => return ControlFlow::Break(stop(missing, self.from)),
+                };
+                if same(Some(node), beside.as_ref()) {
+                    break;
                 }
             }
+            let looked = match node::Beside::look(beside.as_ref(), node.height) {
+                Ok(looked) => looked,
+                Err(missing) => return ControlFlow::Break(stop(missing, self.from)),
+            };
+            self.walk(child, child_base, looked.child(index))?;
         }
         ControlFlow::Continue(())
     }
 
-    fn walk_leaf(&mut self, leaf: &Leaf, node: &Arc<Node>, base: u64, beside: Option<&Arc<Node>>) {
+    /// Nothing is told where a node is missing.
+    fn walk_leaf(
+        &mut self,
+        leaf: &Leaf,
+        node: &Arc<Node>,
+        base: u64,
+        beside: Option<&Arc<Node>>,
+    ) -> Result<(), Missing> {
         let (from, to) = slots(base, self.from, base + node.span());
         let mut left: Vec<Run> = leaf.runs(from, to).collect();
         if let Some(beside) = beside {
-            subtract(&mut left, beside);
+            subtract(&mut left, beside)?;
         }
         let asked = self.yes;
         for number in (0..).filter(|number| *number != asked) {
             if left.is_empty() {
-                return;
+                return Ok(());
             }
             let Some((map, shared_before)) = self.neighbors.neighbor(number) else {
                 break;
@@ -141,7 +198,10 @@ impl Walk<'_> {
                 break;
             }
             self.visited += 1;
-            if map.find(base, 0).is_some_and(|found| take_held(&mut left, node, found)) {
+            let found = map.find(base, 0)?;
+            if let Some(found) = found
+                && take_held(&mut left, node, &found)?
+            {
                 self.yes = number;
                 self.changes += 1;
             }
@@ -149,21 +209,23 @@ impl Walk<'_> {
         for run in left {
             (self.dead)(base + run.start() as u64, run.length() as u64, run.locator);
         }
+        Ok(())
     }
 }
 
 /// Take out of `left`, runs of `node`, what the leaf `found` holds too. Result: whether there was
 /// any.
-fn take_held(left: &mut Vec<Run>, node: &Arc<Node>, found: &Arc<Node>) -> bool {
+fn take_held(left: &mut Vec<Run>, node: &Arc<Node>, found: &Arc<Node>) -> Result<bool, Missing> {
     if Arc::ptr_eq(node, found) {
         left.clear();
-        return true;
+        return Ok(true);
     }
     subtract(left, found)
 }
 
-fn subtract(left: &mut Vec<Run>, held: &Arc<Node>) -> bool {
-    let Body::Leaf(held) = &held.body else { unreachable!("a leaf lies beside a leaf") };
+fn subtract(left: &mut Vec<Run>, held: &Arc<Node>) -> Result<bool, Missing> {
+    let held = held.look()?;
+    let Body::Leaf(held) = &*held else { unreachable!("a leaf lies beside a leaf") };
     let mut rest = Vec::with_capacity(left.len());
     let mut any = false;
     for run in &*left {
@@ -180,5 +242,5 @@ fn subtract(left: &mut Vec<Run>, held: &Arc<Node>) -> bool {
         rest.extend(run.clip(at, run.end()));
     }
     *left = rest;
-    any
+    Ok(any)
 }

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod descriptor;
 pub mod footer;
+pub mod node;
 pub mod segment;
 pub mod superblock;
 
@@ -14,81 +15,96 @@ pub mod superblock;
 pub const VERSION: u32 = 0;
 
 /// A cursor over bytes from a medium.
-pub(crate) struct Reader<'a> {
+pub struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8], at: usize) -> Self {
+    /// Start at byte `at`.
+    pub fn new(bytes: &'a [u8], at: usize) -> Self {
         Reader { bytes, at }
     }
 
-    pub(crate) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    /// The next `count` bytes; `None` past the end, as for all of these.
+    pub fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let end = self.at.checked_add(count)?;
         let part = self.bytes.get(self.at..end)?;
         self.at = end;
         Some(part)
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    /// The next `N` bytes.
+    pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.take(N)?.try_into().ok()
     }
 
-    pub(crate) fn u8(&mut self) -> Option<u8> {
+    /// The next byte.
+    pub fn u8(&mut self) -> Option<u8> {
         self.array().map(u8::from_le_bytes)
     }
 
-    pub(crate) fn u16(&mut self) -> Option<u16> {
+    /// The next two bytes, little-endian.
+    pub fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }
 
-    pub(crate) fn u32(&mut self) -> Option<u32> {
+    /// The next four bytes, little-endian.
+    pub fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(crate) fn u64(&mut self) -> Option<u64> {
+    /// The next eight bytes, little-endian.
+    pub fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub(crate) fn skip(&mut self, count: usize) -> Option<()> {
+    /// Pass over `count` bytes.
+    pub fn skip(&mut self, count: usize) -> Option<()> {
         self.take(count).map(|_| ())
     }
 }
 
 /// A cursor that fills a fixed page of zeros.
-pub(crate) struct Writer<'a> {
+pub struct Writer<'a> {
     bytes: &'a mut [u8],
     at: usize,
 }
 
 impl<'a> Writer<'a> {
-    pub(crate) fn new(bytes: &'a mut [u8], at: usize) -> Self {
+    /// Start at byte `at`.
+    pub fn new(bytes: &'a mut [u8], at: usize) -> Self {
         Writer { bytes, at }
     }
 
-    pub(crate) fn put(&mut self, part: &[u8]) {
+    /// Put bytes.
+    pub fn put(&mut self, part: &[u8]) {
         self.bytes[self.at..self.at + part.len()].copy_from_slice(part);
         self.at += part.len();
     }
 
-    pub(crate) fn u8(&mut self, value: u8) {
+    /// Put a byte.
+    pub fn u8(&mut self, value: u8) {
         self.put(&value.to_le_bytes());
     }
 
-    pub(crate) fn u16(&mut self, value: u16) {
+    /// Put two bytes, little-endian.
+    pub fn u16(&mut self, value: u16) {
         self.put(&value.to_le_bytes());
     }
 
-    pub(crate) fn u32(&mut self, value: u32) {
+    /// Put four bytes, little-endian.
+    pub fn u32(&mut self, value: u32) {
         self.put(&value.to_le_bytes());
     }
 
-    pub(crate) fn u64(&mut self, value: u64) {
+    /// Put eight bytes, little-endian.
+    pub fn u64(&mut self, value: u64) {
         self.put(&value.to_le_bytes());
     }
 
-    pub(crate) fn skip(&mut self, count: usize) {
+    /// Leave `count` bytes as they are.
+    pub fn skip(&mut self, count: usize) {
         self.at += count;
     }
 }
