@@ -8,6 +8,7 @@
 use crate::chain::{Chain, Loaded, Stretch};
 use crate::error::{LogError, Result};
 use crate::format::descriptor::{Descriptor, Refused};
+use crate::format::footer::JournalBatch;
 use crate::format::node::NodeFileKind;
 use crate::format::segment::LogEnd;
 use crate::format::superblock::Commit;
@@ -409,14 +410,25 @@ impl<'a> Opening<'a> {
         chain: &Chain,
         apply: &mut Apply<'_>,
     ) -> Result<Option<Stop>> {
+        let at_cut = self.cut.position.locator().segment();
         for id in &stretch.segments {
-            if self.end.sequence == end {
+            // Segments up to the cut are taken in though nothing in them is told: maps refer to
+            // them.
+            if self.end.sequence == end && *id > at_cut {
                 return Ok(None);
             }
             if let Err(reason) = chain.follows(*id, self.previous) {
-                return Ok(Some(Stop { segment: *id, slot: 0, reason }));
+                let stop = Stop { segment: *id, slot: 0, reason };
+                let needed = *id <= at_cut;
+                return if needed { Err(damaged(stop, self.cut.sequence)) } else { Ok(Some(stop)) };
             }
             let loaded = chain.load(self.store, *id)?;
+            let shows = |batch: &JournalBatch| batch.sequence == self.cut.sequence;
+            if *id == at_cut && !loaded.batches.iter().any(shows) {
+                let slot = self.cut.position.locator().slot();
+                let reason = "its batches end before the checkpoint's cut".into();
+                return Err(LogError::Damaged { segment: *id, slot, reason });
+            }
             let header = chain.header(*id).expect("follows looked at it");
             let used = loaded.trailer.map(|trailer| trailer.slots_count);
             let segment = Arc::new(Segment::known(&SegmentEntry {

@@ -1,0 +1,37 @@
+//! Stories of checkpoints: each of a fault that lost something once, or that would without one line
+//! of the engine.
+
+mod crash;
+
+use crash::run::Run;
+use crash::script::{Step, create, write};
+use ramet_store::Kept;
+
+/// A pool with a volume of 4096 blocks, some of them written.
+fn run() -> Run {
+    let mut run = Run::quiet();
+    run.steps(&[create("a", 4096), write("a", 0, 20, 1000), write("a", 600, 20, 2000)]);
+    run
+}
+
+/// Replay begins after the cut. Opening took in only the segments from which something was
+/// replayed, and removed the one that holds the cut, with all that had been written to it, where
+/// the log ended there.
+#[test]
+fn a_kill_right_after_a_checkpoint_keeps_the_segment_of_the_cut() {
+    let mut run = run();
+    run.steps(&[Step::Checkpoint, Step::Kill, Step::Kill]);
+    run.lose_power(Kept::Nothing).expect("opened");
+    run.steps(&[write("a", 10, 20, 3000), Step::Flush, Step::Kill]);
+    run.lose_power(Kept::Nothing).expect("opened");
+}
+
+/// The same, where the segment belongs to a stretch that has ended.
+#[test]
+fn a_segment_of_the_cut_is_kept_though_the_log_went_on_elsewhere() {
+    let mut run = run();
+    run.steps(&[Step::Checkpoint, Step::Kill, write("a", 10, 20, 3000), Step::Flush, Step::Kill]);
+    run.lose_power(Kept::Nothing).expect("opened");
+    run.steps(&[Step::Checkpoint, Step::Kill, Step::Close]);
+    run.lose_power(Kept::Nothing).expect("opened");
+}

@@ -1,0 +1,35 @@
+//! A pool on a store that fails on purpose, beside a plain model of it: for tests that ask what is
+//! left after a fault.
+//!
+//! `model` knows no engine, `script` draws what is done, `run` does it to both and compares.
+
+// Every test file uses a part of this.
+#![allow(dead_code)]
+
+pub mod model;
+pub mod run;
+pub mod script;
+
+/// Numbers that look random, the same for a seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        model::mix(self.0) % bound
+    }
+
+    pub fn small(&mut self, bound: usize) -> usize {
+        usize::try_from(self.below(bound as u64)).expect("small")
+    }
+
+    pub fn pick<T: Clone>(&mut self, items: &[T]) -> T {
+        items[self.small(items.len())].clone()
+    }
+}
+
+/// About `count` of the numbers of a range, all where they are few.
+pub fn sampled(range: std::ops::Range<u64>, count: u64, seed: u64) -> Vec<u64> {
+    let (mut random, all) = (Random(seed), range.end - range.start);
+    range.filter(|_| all <= count || random.below(all) < count).collect()
+}

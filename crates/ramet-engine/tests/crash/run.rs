@@ -1,0 +1,390 @@
+//! A pool and its model: every step is done to both, and what is there after a fault is held
+//! against what may be.
+//!
+//! Invariant: what the pool holds is the model after one atom, at or after the last that was
+//! promised to be durable; nothing that is read is called damaged.
+
+use super::Random;
+use super::model::{Atom, BLOCK_BYTES, Block, Pool, SECTOR_BYTES, Thing};
+use super::script::{EMPTY, Script, Step};
+use ramet_engine::{Engine, EngineError, Kind, ObjectKind, Settings, Stats};
+use ramet_store::{FaultStore, Kept};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Background steps until nothing is left to do, at most.
+const WALKS_MAX: usize = 10_000;
+
+/// What the pool may hold.
+#[derive(Clone)]
+pub struct History {
+    /// What is durable for certain.
+    base: Pool,
+    /// What came after, done or begun.
+    atoms: Vec<Atom>,
+    /// How many of them are done.
+    done: usize,
+    pub now: Pool,
+}
+
+impl History {
+    fn settle(&mut self, pool: Pool) {
+        (self.base, self.now) = (pool.clone(), pool);
+        self.atoms.clear();
+        self.done = 0;
+    }
+
+    fn begin(&mut self, atoms: Vec<Atom>) {
+        self.atoms.truncate(self.done);
+        self.atoms.extend(atoms);
+    }
+
+    fn finish(&mut self) {
+        for atom in &self.atoms[self.done..] {
+            self.now.apply(atom);
+        }
+        self.done = self.atoms.len();
+    }
+
+    /// The moments at which the model looked like `found`; `live`: since the step under way began.
+    fn moments(&self, found: &Pool, live: bool) -> Vec<Pool> {
+        let (mut pool, atoms) = match live {
+            true => (self.now.clone(), &self.atoms[self.done..]),
+            false => (self.base.clone(), &self.atoms[..]),
+        };
+        let wanted = found.fingerprint();
+        let mut moments = Vec::new();
+        if pool.fingerprint() == wanted {
+            moments.push(pool.clone());
+        }
+        for atom in atoms {
+            pool.apply(atom);
+            if pool.fingerprint() == wanted {
+                moments.push(pool.clone());
+            }
+        }
+        moments
+    }
+}
+
+/// How a pool has worked, over all its openings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub checkpoints: u64,
+    pub evicted: u64,
+    pub loaded: u64,
+    pub sealed: u64,
+    pub replayed: u64,
+}
+
+impl Totals {
+    pub fn add(&mut self, stats: &Stats) {
+        self.checkpoints += stats.checkpoints_count;
+        self.evicted += stats.nodes_evicted_count;
+        self.loaded += stats.nodes_loaded_count;
+        self.sealed += stats.sealed_count;
+        self.replayed += stats.replayed_count;
+    }
+}
+
+impl Totals {
+    pub fn merge(&mut self, other: &Totals) {
+        self.checkpoints += other.checkpoints;
+        self.evicted += other.evicted;
+        self.loaded += other.loaded;
+        self.sealed += other.sealed;
+        self.replayed += other.replayed;
+    }
+}
+
+/// See the head of this file.
+pub struct Run {
+    pub store: Arc<FaultStore>,
+    pub engine: Option<Arc<Engine>>,
+    pub history: History,
+    pub script: Script,
+    pub settings: Settings,
+    pub totals: Totals,
+    clock: Instant,
+    /// Names script and moment when something is wrong.
+    pub context: String,
+}
+
+/// What scripts are played with: checkpoints and evictions come often, and not by the clock.
+pub fn settings(seed: u64) -> Settings {
+    let mut random = Random(seed.wrapping_add(1 << 40));
+    Settings {
+        node_budget_bytes: random.pick(&[8 << 10, 16 << 10, 64 << 10]),
+        checkpoint_log_bytes: random.pick(&[300 << 10, 1 << 20, 1 << 30]),
+        checkpoint_batches: random.pick(&[7, 20, 1 << 20]),
+        checkpoint_every: Duration::from_secs(1 << 20),
+    }
+}
+
+impl Run {
+    /// A fresh pool with the volume `EMPTY`, for a story told step by step: checkpoints come when
+    /// they are asked for.
+    pub fn quiet() -> Self {
+        let batches = Settings { checkpoint_batches: u64::MAX, ..settings(0) };
+        Self::with(
+            0,
+            Settings { node_budget_bytes: 1 << 20, checkpoint_log_bytes: 1 << 30, ..batches },
+        )
+    }
+
+    /// A fresh pool for the script of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self::with(seed, settings(seed))
+    }
+
+    fn with(seed: u64, settings: Settings) -> Self {
+        let store = Arc::new(FaultStore::new(seed));
+        Engine::create_in(&*store, 1 << 20).expect("created");
+        let history =
+            History { base: Pool::default(), atoms: Vec::new(), done: 0, now: Pool::default() };
+        let mut run = Run {
+            store,
+            engine: None,
+            history,
+            script: Script::new(seed),
+            settings,
+            totals: Totals::default(),
+            clock: Instant::now(),
+            context: format!("script {seed}"),
+        };
+        run.reopen().expect("opened");
+        run.step(&Step::Create { name: EMPTY.into(), sectors: 1 }).expect("created");
+        run
+    }
+
+    /// The same moment, in a store that came up again.
+    pub fn survivor(&self, store: FaultStore, context: &str) -> Self {
+        Run {
+            store: Arc::new(store),
+            engine: None,
+            history: self.history.clone(),
+            script: self.script.fork(1),
+            settings: self.settings.clone(),
+            totals: Totals::default(),
+            clock: self.clock,
+            context: format!("{}, {context}", self.context),
+        }
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        self.engine.as_ref().expect("the pool is open")
+    }
+
+    /// Steps that must succeed.
+    pub fn steps(&mut self, steps: &[Step]) {
+        for step in steps {
+            self.step(step).unwrap_or_else(|error| panic!("{}: {step:?}: {error}", self.context));
+        }
+    }
+
+    /// Steps as the script draws them, until one fails.
+    pub fn play(&mut self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let step = self.script.next(&self.history.now);
+            self.step(&step)?;
+        }
+        Ok(())
+    }
+
+    pub fn step(&mut self, step: &Step) -> Result<()> {
+        self.history.begin(step.atoms(&self.history.now));
+        self.perform(step)?;
+        if matches!(step, Step::Close | Step::Kill) {
+            return Ok(());
+        }
+        self.history.finish();
+        self.note_durable(step)
+    }
+
+    fn note_durable(&mut self, step: &Step) -> Result<()> {
+        let stats = self.engine().stats()?;
+        let durable = stats.durable_sequence == stats.appended_sequence;
+        assert!(durable || !step.promises(), "{}: {step:?} is not durable", self.context);
+        if durable {
+            let now = self.history.now.clone();
+            self.history.settle(now);
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::Close => {
+                self.engine().close()?;
+                let now = self.history.now.clone();
+                self.history.settle(now);
+                return self.reopen();
+            }
+            Step::Kill => return self.reopen(),
+            _ => {}
+        }
+        let engine = self.engine().clone();
+        let one = |name: &String| vec![name.clone()];
+        match step {
+            Step::Create { name, sectors } => {
+                engine.create_volumes(&one(name), sectors * SECTOR_BYTES, &[]).map(drop)
+            }
+            Step::Write { name, range, stamp, fua } => {
+                let stamps = (*stamp..).take(usize::try_from(range.count).expect("small"));
+                let bytes: Vec<u8> =
+                    stamps.flat_map(|stamp| stamp.to_le_bytes().repeat(64)).collect();
+                engine.device(name)?.write(range.first * SECTOR_BYTES, &bytes, *fua)
+            }
+            Step::Clear { name, range, trim, fua, .. } => {
+                let device = engine.device(name)?;
+                let (offset, length) = (range.first * SECTOR_BYTES, range.count * SECTOR_BYTES);
+                match trim {
+                    true => device.trim(offset, length, *fua),
+                    false => device.write_zeroes(offset, length, *fua),
+                }
+            }
+            Step::Flush => engine.flush(),
+            Step::Snapshot { names } => {
+                let (volumes, names): (Vec<String>, Vec<String>) = names.iter().cloned().unzip();
+                engine.snapshot(&volumes, &names, &[]).map(drop)
+            }
+            Step::Clone { source, names, sectors } => {
+                engine.clone_object(source, names, Some(sectors * SECTOR_BYTES), &[]).map(drop)
+            }
+            Step::Revert { name, snapshot, keep, take_size } => {
+                let keep = keep.as_ref().map(one);
+                let (volume, snapshot) = (one(name), one(snapshot));
+                engine.revert(&volume, &snapshot, keep.as_deref(), *take_size).map(drop)
+            }
+            Step::Freeze { name } => engine.freeze(&one(name)).map(drop),
+            Step::Resize { name, sectors, .. } => {
+                engine.resize(name, sectors * SECTOR_BYTES, true).map(drop)
+            }
+            Step::Rename { name, new } => engine.rename(name, new).map(drop),
+            Step::Delete { names } => engine.delete(names).map(drop),
+            Step::Checkpoint => engine.checkpoint().map(drop),
+            Step::Idle { times } => (0..*times).try_for_each(|_| {
+                self.clock += Duration::from_secs(2);
+                engine.step(self.clock).map(drop)
+            }),
+            Step::Close | Step::Kill => unreachable!("seen to above"),
+        }
+    }
+
+    /// Forget the engine that is open, if any: it ends without a word.
+    pub fn kill(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            if let Ok(stats) = engine.stats() {
+                self.totals.add(&stats);
+            }
+            assert_eq!(Arc::strong_count(&engine), 1, "{}: somebody holds it", self.context);
+        }
+    }
+
+    /// Open what is there, and hold it against what may be there.
+    pub fn reopen(&mut self) -> Result<()> {
+        self.kill();
+        let engine = Engine::open_in(self.store.clone(), false, self.settings.clone())?;
+        self.engine = Some(engine.clone());
+        let found = look(&engine)?;
+        self.settle(&found, false)
+    }
+
+    /// After a step that failed, with the pool still open: what of it was done?
+    pub fn resync(&mut self) -> Result<()> {
+        self.engine().flush()?;
+        let found = look(self.engine())?;
+        self.settle(&found, true)
+    }
+
+    fn settle(&mut self, found: &Pool, live: bool) -> Result<()> {
+        let moments = self.history.moments(found, live);
+        if moments.is_empty() {
+            self.panic_about(found);
+        }
+        let counts: HashSet<u64> = moments.iter().map(Pool::dead_count).collect();
+        let dead = self.walk()?;
+        let dead = dead.unwrap_or_else(|| moments[0].dead_count());
+        assert!(counts.contains(&dead), "{}: {dead} dead blocks, not {counts:?}", self.context);
+        let moment = moments.into_iter().find(|moment| moment.dead_count() == dead);
+        self.history.settle(moment.expect("looked at just now"));
+        Ok(())
+    }
+
+    /// Count what is dead, once everything that waits is answered; `None` where something cannot
+    /// be.
+    pub fn walk(&mut self) -> Result<Option<u64>> {
+        let engine = self.engine().clone();
+        for _ in 0..WALKS_MAX {
+            let stats = engine.stats()?;
+            if stats.dying_count == 0 {
+                return Ok(Some(stats.dead_bytes / BLOCK_BYTES));
+            }
+            if !engine.step(self.clock)? && engine.stats()?.dying_count > 0 {
+                return Ok(None);
+            }
+        }
+        panic!("{}: walks do not end", self.context);
+    }
+
+    fn panic_about(&self, found: &Pool) -> ! {
+        let durable = found.differences(&self.history.base);
+        let last = found.differences(&self.history.now);
+        panic!(
+            "{}: what is there was never there\nfound and durable: {durable}\nfound and last: \
+             {last}",
+            self.context
+        );
+    }
+
+    /// Turn the power off, keep what the medium kept, open that.
+    pub fn lose_power(&mut self, kept: Kept) -> Result<()> {
+        let store = self.store.crash(kept);
+        self.kill();
+        self.store = Arc::new(store);
+        self.reopen()
+    }
+}
+
+/// Everything the pool holds.
+pub fn look(engine: &Arc<Engine>) -> Result<Pool> {
+    let mut pool = Pool::default();
+    for info in engine.list() {
+        let is_volume = info.kind == ObjectKind::Volume;
+        let mut thing = Thing::new(is_volume, info.size_bytes);
+        let device = engine.device(&info.name)?;
+        let mapped = engine.diff(EMPTY, &info.name)?.into_iter().filter(|extent| extent.2);
+        for (offset, length, _) in mapped {
+            let mut bytes = vec![0; usize::try_from(length).expect("small")];
+            device.read(offset, &mut bytes)?;
+            for (index, block) in (offset / BLOCK_BYTES..).zip(bytes.chunks(4096)) {
+                thing.set(index, Block { version: 0, sectors: sectors_of(block) });
+            }
+        }
+        let mapped_bytes = thing.blocks.len() as u64 * BLOCK_BYTES;
+        assert_eq!(mapped_bytes, info.mapped_bytes, "what '{}' says it maps", info.name);
+        pool.things.insert(info.name, Arc::new(thing));
+    }
+    Ok(pool)
+}
+
+/// The numbers that fill a block's sectors.
+pub fn sectors_of(block: &[u8]) -> [u64; 8] {
+    let mut sectors = [0; 8];
+    for (sector, bytes) in sectors.iter_mut().zip(block.chunks(512)) {
+        let mut words = bytes.chunks_exact(8).map(|word| {
+            word.iter().rev().fold(0u64, |number, byte| (number << 8) | u64::from(*byte))
+        });
+        *sector = words.next().expect("a sector has words");
+        assert!(words.all(|word| word == *sector), "a sector is torn");
+    }
+    sectors
+}
+
+/// Whether an error only says that the store failed.
+pub fn is_unavailable(error: &EngineError) -> bool {
+    matches!(error.kind, Kind::Unavailable | Kind::Full)
+}

@@ -1,0 +1,329 @@
+//! What is done to a pool, drawn from a seed and from what is there.
+//!
+//! Pure. A step says everything, so that the engine and the model do the same.
+
+use super::Random;
+use super::model::{
+    Atom, Pool, Range, SECTOR_BYTES, Thing, clear_atoms, resize_atoms, write_atoms,
+};
+use std::sync::Arc;
+
+/// Things a pool has before more are deleted than made.
+const THINGS_MAX: usize = 12;
+/// Sectors of a mebibyte.
+const MIB: u64 = 2048;
+
+/// A volume that is never written to: what others map is seen by comparing them with it.
+pub const EMPTY: &str = "empty";
+
+#[derive(Clone, Debug)]
+pub enum Step {
+    Create {
+        name: String,
+        sectors: u64,
+    },
+    Write {
+        name: String,
+        range: Range,
+        stamp: u64,
+        fua: bool,
+    },
+    Clear {
+        name: String,
+        range: Range,
+        stamp: u64,
+        trim: bool,
+        fua: bool,
+    },
+    Flush,
+    /// Volumes, and the names of their snapshots.
+    Snapshot {
+        names: Vec<(String, String)>,
+    },
+    Clone {
+        source: String,
+        names: Vec<String>,
+        sectors: u64,
+    },
+    Revert {
+        name: String,
+        snapshot: String,
+        keep: Option<String>,
+        take_size: bool,
+    },
+    Freeze {
+        name: String,
+    },
+    Resize {
+        name: String,
+        sectors: u64,
+        stamp: u64,
+    },
+    Rename {
+        name: String,
+        new: String,
+    },
+    Delete {
+        names: Vec<String>,
+    },
+    Checkpoint,
+    /// Time goes by, and background work is done.
+    Idle {
+        times: u64,
+    },
+    Close,
+    /// The process ends without a word, the machine goes on.
+    Kill,
+}
+
+impl Step {
+    /// What it does to the model, in the order in which the log says it.
+    pub fn atoms(&self, pool: &Pool) -> Vec<Atom> {
+        let mut after = pool.clone();
+        match self {
+            Step::Write { name, range, stamp, .. } => {
+                return write_atoms(pool, name, *range, *stamp);
+            }
+            Step::Clear { name, range, stamp, .. } => {
+                return clear_atoms(pool, name, *range, *stamp);
+            }
+            Step::Resize { name, sectors, stamp } => {
+                return resize_atoms(pool, name, sectors * SECTOR_BYTES, *stamp);
+            }
+            Step::Flush | Step::Checkpoint | Step::Idle { .. } | Step::Close | Step::Kill => {
+                return Vec::new();
+            }
+            Step::Create { name, sectors } => {
+                let thing = Thing::new(true, sectors * SECTOR_BYTES);
+                after.things.insert(name.clone(), Arc::new(thing));
+            }
+            Step::Snapshot { names } => {
+                names.iter().for_each(|(volume, name)| snapshot(&mut after, volume, name));
+            }
+            Step::Clone { source, names, sectors } => {
+                let mut clone = Thing::clone(pool.thing(source));
+                (clone.is_volume, clone.size_bytes) = (true, sectors * SECTOR_BYTES);
+                for name in names {
+                    after.things.insert(name.clone(), Arc::new(clone.clone()));
+                }
+            }
+            Step::Revert { name, snapshot: source, keep, take_size } => {
+                keep.iter().for_each(|keep| snapshot(&mut after, name, keep));
+                let mut content = Thing::clone(pool.thing(source));
+                content.is_volume = true;
+                if !take_size {
+                    content.size_bytes = pool.thing(name).size_bytes;
+                }
+                after.things.insert(name.clone(), Arc::new(content));
+            }
+            Step::Freeze { name } => after.thing_mut(name).is_volume = false,
+            Step::Rename { name, new } => {
+                let thing = after.things.remove(name).expect("it is there");
+                after.things.insert(new.clone(), thing);
+            }
+            Step::Delete { names } => names.iter().for_each(|name| {
+                after.things.remove(name);
+            }),
+        }
+        vec![Atom::Command(after)]
+    }
+
+    /// Whether everything done so far is durable once it succeeded: P1 and P3.
+    pub fn promises(&self) -> bool {
+        match self {
+            Step::Write { fua, .. } => *fua,
+            // A range that is empty already is not written to the log.
+            Step::Clear { .. } | Step::Idle { .. } | Step::Kill => false,
+            Step::Checkpoint => false,
+            Step::Create { .. }
+            | Step::Flush
+            | Step::Snapshot { .. }
+            | Step::Clone { .. }
+            | Step::Revert { .. }
+            | Step::Freeze { .. }
+            | Step::Resize { .. }
+            | Step::Rename { .. }
+            | Step::Delete { .. }
+            | Step::Close => true,
+        }
+    }
+}
+
+fn snapshot(pool: &mut Pool, volume: &str, name: &str) {
+    let mut taken = Thing::clone(pool.thing(volume));
+    taken.is_volume = false;
+    pool.things.insert(name.to_string(), Arc::new(taken));
+}
+
+/// Steps to tell a story with. Counts are of blocks; the stamp makes blocks different.
+pub fn create(name: &str, blocks: u64) -> Step {
+    Step::Create { name: name.into(), sectors: 8 * blocks }
+}
+
+pub fn write(name: &str, first: u64, count: u64, stamp: u64) -> Step {
+    let range = Range { first: 8 * first, count: 8 * count };
+    Step::Write { name: name.into(), range, stamp, fua: false }
+}
+
+pub fn snapshot_of(volume: &str, name: &str) -> Step {
+    Step::Snapshot { names: vec![(volume.into(), name.into())] }
+}
+
+pub fn delete(name: &str) -> Step {
+    Step::Delete { names: vec![name.into()] }
+}
+
+/// Draws steps.
+pub struct Script {
+    random: Random,
+    names_count: u64,
+    stamps_count: u64,
+}
+
+impl Script {
+    pub fn new(seed: u64) -> Self {
+        Script { random: Random(seed), names_count: 0, stamps_count: 0 }
+    }
+
+    /// Go on otherwise, with names and stamps that nobody has.
+    pub fn fork(&self, seed: u64) -> Self {
+        Script { random: Random(seed), ..*self }
+    }
+
+    fn name(&mut self) -> String {
+        self.names_count += 1;
+        format!("it-{}", self.names_count)
+    }
+
+    fn names(&mut self, count: usize) -> Vec<String> {
+        (0..count).map(|_| self.name()).collect()
+    }
+
+    fn stamp(&mut self, sectors: u64) -> u64 {
+        let first = self.stamps_count + 1;
+        self.stamps_count += sectors + 8;
+        first
+    }
+
+    pub fn next(&mut self, pool: &Pool) -> Step {
+        let mut volumes = pool.names(true);
+        volumes.retain(|name| name != EMPTY);
+        if volumes.len() < 2 {
+            return self.create();
+        }
+        let volume = self.random.pick(&volumes);
+        let snapshots = pool.names(false);
+        let crowded = pool.things.len() > THINGS_MAX;
+        match self.random.below(100) {
+            0..=39 => self.write(pool, volume),
+            40..=49 => self.clear(pool, volume),
+            50..=55 => Step::Flush,
+            56..=71 if crowded => self.delete(pool),
+            56..=57 => self.create(),
+            58..=62 => {
+                let count = 1 + self.random.small(volumes.len().min(3));
+                let names = self.names(count);
+                Step::Snapshot { names: volumes.into_iter().zip(names).collect() }
+            }
+            63..=67 => self.clone_of(pool),
+            68..=71 if !snapshots.is_empty() => self.revert(pool, volume, &snapshots),
+            72 if volumes.len() > 2 => Step::Freeze { name: volume },
+            73..=75 => {
+                let stamp = self.stamp(8);
+                Step::Resize { name: volume, sectors: self.sectors(), stamp }
+            }
+            76..=77 => Step::Rename { name: volume, new: self.name() },
+            78..=81 => self.delete(pool),
+            82..=86 => Step::Checkpoint,
+            87..=93 => Step::Idle { times: 1 + self.random.below(4) },
+            94..=96 => Step::Close,
+            97..=99 => Step::Kill,
+            _ => self.write(pool, volume),
+        }
+    }
+
+    /// A size: some of a single leaf, some of several levels, some that end within a block.
+    fn sectors(&mut self) -> u64 {
+        let odd = self.random.pick(&[0, 0, 1, 3]);
+        odd + self.random.pick(&[MIB, 7 * MIB, 40 * MIB, 100 * MIB, 300 * MIB])
+    }
+
+    fn create(&mut self) -> Step {
+        Step::Create { name: self.name(), sectors: self.sectors() }
+    }
+
+    /// Somewhere in a volume, mostly near the beginning of a leaf, so that ranges meet.
+    fn place(&mut self, sectors: u64) -> u64 {
+        let leaf = self.random.below(sectors.div_ceil(4 * 1024)) * 4096;
+        let at = match self.random.below(8) {
+            0 => sectors - 1,
+            1 => self.random.below(sectors),
+            2 => leaf.saturating_sub(16),
+            _ => leaf + 8 * self.random.below(40),
+        };
+        at.min(sectors - 1)
+    }
+
+    fn range(&mut self, pool: &Pool, name: &str, count: u64) -> Range {
+        let sectors = pool.thing(name).size_bytes / SECTOR_BYTES;
+        let mut first = self.place(sectors);
+        if self.random.below(4) == 0 {
+            return Range { first, count: count.min(sectors - first) };
+        }
+        first -= first % 8;
+        Range { first, count: count.next_multiple_of(8).min(sectors - first) }
+    }
+
+    fn write(&mut self, pool: &Pool, name: String) -> Step {
+        let count = match self.random.below(40) {
+            0 => 8 * (200 + self.random.below(150)),
+            1..=6 => 8 * self.random.below(60),
+            7..=12 => self.random.below(16),
+            _ => 8 * self.random.below(8),
+        };
+        let range = self.range(pool, &name, 1 + count);
+        let stamp = self.stamp(range.count);
+        Step::Write { name, range, stamp, fua: self.random.below(12) == 0 }
+    }
+
+    fn clear(&mut self, pool: &Pool, name: String) -> Step {
+        let count = match self.random.below(10) {
+            0 => u64::MAX / 2,
+            1..=3 => self.random.below(20 * MIB),
+            4..=6 => self.random.below(16),
+            _ => self.random.below(400),
+        };
+        let range = self.range(pool, &name, 1 + count);
+        let stamp = self.stamp(8);
+        let (trim, fua) = (self.random.below(2) == 0, self.random.below(12) == 0);
+        Step::Clear { name, range, stamp, trim, fua }
+    }
+
+    fn clone_of(&mut self, pool: &Pool) -> Step {
+        let all: Vec<&String> = pool.things.keys().collect();
+        let source = self.random.pick(&all).clone();
+        let sectors = pool.thing(&source).size_bytes / SECTOR_BYTES;
+        let sectors = sectors + self.random.pick(&[0, 0, 0, MIB]);
+        let count = 1 + self.random.small(2);
+        Step::Clone { source, names: self.names(count), sectors }
+    }
+
+    fn revert(&mut self, pool: &Pool, name: String, snapshots: &[String]) -> Step {
+        let snapshot = self.random.pick(snapshots);
+        let keep = (self.random.below(2) == 0).then(|| self.name());
+        let smaller = pool.thing(&name).size_bytes < pool.thing(&snapshot).size_bytes;
+        Step::Revert { name, snapshot, keep, take_size: smaller || self.random.below(3) == 0 }
+    }
+
+    fn delete(&mut self, pool: &Pool) -> Step {
+        let mut all: Vec<String> =
+            pool.things.keys().filter(|name| *name != EMPTY).cloned().collect();
+        let mut names = Vec::new();
+        for _ in 0..1 + self.random.below(3) {
+            if !all.is_empty() {
+                names.push(all.swap_remove(self.random.small(all.len())));
+            }
+        }
+        Step::Delete { names }
+    }
+}
