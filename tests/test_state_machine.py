@@ -8,6 +8,7 @@ them. After a kill the whole pool must be as the model was at one moment since t
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ SIZES = (512, BLOCK_BYTES, 3 * BLOCK_BYTES + 512, 65_536, 2**20, 2**21 + 512)
 SEGMENT_SIZE = "1MiB"
 NAMES = [f"v{number}" for number in range(8)]
 WRITE_BYTES_MAX = 300_000
+SMALL_TUNING = {"RAMET_NODE_BUDGET": "64KiB", "RAMET_CHECKPOINT_BATCHES": "3"}
 FUSE_MICROSECONDS_MAX = 3000  # From the begin of a verb to the kill; most verbs take less.
 
 draws = st.integers(0, 2**32)
@@ -76,6 +78,13 @@ class PoolMachine(RuleBasedStateMachine):
     hand_class: ClassVar[Callable[..., Hand]] = OwnHand
     sizes: ClassVar[tuple[int, ...]] = SIZES
     objects_max: ClassVar[int] = 40
+    happened: ClassVar[Counter[str]] = Counter()
+    """What pools told of how they worked, over all examples."""
+    workings: ClassVar[tuple[str, ...]] = (
+        "checkpoints_count",
+        "nodes_loaded_count",
+        "sealed_count",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +102,10 @@ class PoolMachine(RuleBasedStateMachine):
         finally:
             self.hand.close()
             shutil.rmtree(self.directory)
+
+    def note_what_happened(self) -> None:
+        stats = self.do("stats")
+        self.happened.update({name: stats[name] for name in self.workings})
 
     def open(self, read_only: bool = False) -> Hand:
         return type(self).hand_class(self.directory / "pool", read_only)
@@ -199,6 +212,17 @@ class PoolMachine(RuleBasedStateMachine):
         call, changes = self.plan_write(which, start, length, pattern)
         self.do(call.verb, *call.arguments, fua=fua)
         self.note(changes, lost=None if fua else call)
+
+    @precondition(has_volume)
+    @rule(which=draws, pattern=patterns)
+    def scatter(self, which: int, pattern: bytes) -> None:
+        """Write every second block, so that a leaf becomes as large as it can."""
+        name = self.choose("volume", which)
+        data = (pattern * BLOCK_BYTES)[:BLOCK_BYTES]
+        for index in range(0, len(self.model[name].content) // BLOCK_BYTES, 2):
+            call = Call("write", (name, index * BLOCK_BYTES, data))
+            call.ask(self.hand)
+            self.note(self.patch(name, index * BLOCK_BYTES, data), lost=call)
 
     @precondition(has_volume)
     @rule(which=draws, start=draws, length=draws)
@@ -349,6 +373,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         uuid = self.do("uuid")
+        self.note_what_happened()
         self.hand.close()
         self.hand = self.open()
         assert self.do("uuid") == uuid
@@ -356,6 +381,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def look_without_changing(self) -> None:
+        self.note_what_happened()
         self.hand.close()
         self.hand = self.open(read_only=True)
         self.compare_all()
@@ -385,7 +411,8 @@ class KilledPoolMachine(PoolMachine):
     """The same, with the pool in a child that is killed."""
 
     hand_class = ChildHand
-    sizes = (512, BLOCK_BYTES, 3 * BLOCK_BYTES + 512, 65_536, 2**19 + 512)
+    workings = ("checkpoints_count", "replayed_count")
+    sizes = (512, BLOCK_BYTES, 3 * BLOCK_BYTES + 512, 65_536, 2**20 + 512)
     objects_max = 14
 
     def __init__(self) -> None:
@@ -501,11 +528,32 @@ def run(machine: type[PoolMachine], examples: int, steps: int) -> None:
     run_state_machine_as_test(machine, settings=current)  # type: ignore[no-untyped-call]
 
 
+def run_with_small_tuning(
+    machine: type[PoolMachine], monkeypatch: pytest.MonkeyPatch, examples: int, steps: int
+) -> None:
+    """Every working of the engine happens, often; and that is asserted."""
+    for name, value in SMALL_TUNING.items():
+        monkeypatch.setenv(name, value)
+    machine.happened.clear()
+    run(machine, examples, steps)
+    missed = [name for name in machine.workings if not machine.happened[name]]
+    assert not missed, f"never happened: {missed}, but {dict(machine.happened)}"
+
+
 @pytest.mark.slow
 @pytest.mark.random
 @pytest.mark.timeout(900)
 def test_any_sequence_of_verbs_leaves_what_the_model_says() -> None:
-    run(PoolMachine, examples=200, steps=60)
+    run(PoolMachine, examples=100, steps=60)
+
+
+@pytest.mark.slow
+@pytest.mark.random
+@pytest.mark.timeout(900)
+def test_any_sequence_of_verbs_with_many_checkpoints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_with_small_tuning(PoolMachine, monkeypatch, examples=100, steps=60)
 
 
 @pytest.mark.slow
@@ -513,4 +561,14 @@ def test_any_sequence_of_verbs_leaves_what_the_model_says() -> None:
 @pytest.mark.timeout(900)
 def test_a_kill_between_verbs_or_in_the_middle_leaves_one_moment_of_the_model() -> None:
     """P1 and P3, for all verbs, one after the other."""
-    run(KilledPoolMachine, examples=60, steps=50)
+    run(KilledPoolMachine, examples=20, steps=50)
+
+
+@pytest.mark.slow
+@pytest.mark.random
+@pytest.mark.timeout(900)
+def test_a_kill_with_checkpoints_in_between_leaves_one_moment_of_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P1 and P3, with a checkpoint after every few batches."""
+    run_with_small_tuning(KilledPoolMachine, monkeypatch, examples=20, steps=50)

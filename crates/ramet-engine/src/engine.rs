@@ -56,7 +56,7 @@ pub struct Settings {
     pub node_budget_bytes: u64,
     /// A checkpoint is due when so many bytes of log were written since the last one.
     pub checkpoint_log_bytes: u64,
-    /// Or so many batches.
+    /// A writer writes one itself after so many batches: for tests.
     pub checkpoint_batches: u64,
     /// Or when so much time has passed and something changed.
     pub checkpoint_every: Duration,
@@ -77,6 +77,8 @@ impl Default for Settings {
 #[derive(Default)]
 pub(crate) struct EngineCounters {
     pub(crate) checkpoints: AtomicU64,
+    /// The last sequence that the last checkpoint shows.
+    pub(crate) checkpointed: AtomicU64,
 }
 
 /// What commands need one after the other.
@@ -251,7 +253,10 @@ impl Engine {
             changed: opened.changed,
             checkpoints: Mutex::new(checkpoints),
             settings,
-            counters: EngineCounters::default(),
+            counters: EngineCounters {
+                checkpointed: AtomicU64::new(opened.cut.sequence.0),
+                ..EngineCounters::default()
+            },
         }))
     }
 
@@ -338,9 +343,7 @@ impl Engine {
     }
 
     fn close_writing(&self) -> Result<(), EngineError> {
-        if self.log.appended() > self.checkpointed() {
-            self.log.seal()?;
-        }
+        self.log.seal()?;
         match self.checkpoint() {
             // The log holds everything: the next opening replays more of it.
             Err(error) if error.kind == Kind::Full => Ok(self.log.note_durable()?),

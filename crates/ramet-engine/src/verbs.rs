@@ -204,7 +204,7 @@ impl Engine {
             check_detached(std::slice::from_ref(&volume))?;
             // The rest of the last block must read as zeros, should the volume grow again.
             let block_end = size_bytes.next_multiple_of(BLOCK_BYTES_U64).min(before);
-            let device = VolumeDevice::new(self.clone(), volume.clone(), false);
+            let device = VolumeDevice::in_command(self.clone(), volume.clone());
             device.write_zeroes(size_bytes, block_end - size_bytes, false)?;
         }
         let items = vec![item_of(&volume, |object| object.size_bytes = size_bytes)];

@@ -34,6 +34,8 @@ pub(crate) struct VolumeDevice {
     engine: Arc<Engine>,
     object: Arc<Object>,
     attached: bool,
+    /// Used by a command under way, which a checkpoint would wait for.
+    in_command: bool,
 }
 
 impl VolumeDevice {
@@ -41,7 +43,12 @@ impl VolumeDevice {
         if attached {
             object.attached.fetch_add(1, Ordering::AcqRel);
         }
-        VolumeDevice { engine, object, attached }
+        VolumeDevice { engine, object, attached, in_command: false }
+    }
+
+    /// For a command under way.
+    pub(crate) fn in_command(engine: Arc<Engine>, object: Arc<Object>) -> Self {
+        VolumeDevice { engine, object, attached: false, in_command: true }
     }
 
     fn check_range(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
@@ -178,7 +185,9 @@ impl VolumeDevice {
         let log = &self.engine.log;
         let blocks_count: usize = runs.iter().map(|(_, bytes)| bytes.len() / BLOCK_BYTES).sum();
         let needs = runs.iter().map(|(first, bytes)| (*first, (bytes.len() / BLOCK_BYTES) as u64));
-        self.engine.make_room_for_nodes()?;
+        if !self.in_command {
+            self.engine.make_room_for_nodes()?;
+        }
         let sequence = CHECKSUMS.with_borrow_mut(|checksums| -> Result<_> {
             checksums.clear();
             for (_, bytes) in runs {

@@ -1,9 +1,10 @@
 //! Lineage with ten thousand places: commands and steps cost what they touch, not what there is.
 
 use ramet_engine::lineage::{Lineage, PlaceId, Shed};
-use ramet_engine::map::{Map, Missing, diff};
+use ramet_engine::map::{LetGo, Map, Missing, Node, diff};
 use ramet_log::{Locator, Position, SegmentId};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 const PLACES: u64 = 10_000;
 const BLOCKS: u64 = 100_000;
@@ -190,4 +191,36 @@ fn nothing_is_answered_while_a_command_is_under_way() {
     assert_eq!(step, 0);
     lineage.unreserve([7].into_iter());
     assert_eq!(finish(&mut lineage, &HashMap::new()).1, 1);
+}
+
+#[derive(Default)]
+struct Pieces(Vec<(u64, Arc<Node>)>);
+
+impl LetGo for Pieces {
+    fn run(&mut self, first: u64, _: u64, _: Locator) {
+        panic!("block {first} is let go of alone");
+    }
+
+    fn subtree(&mut self, first: u64, node: Arc<Node>) {
+        self.0.push((first, node));
+    }
+}
+
+/// Two trims with no write between them are at one position, and were put into one tree: the second
+/// had detached the node above what the first had taken out of it, and there was no room for it.
+#[test]
+fn a_trim_of_what_is_left_around_an_earlier_trim_is_answered_too() {
+    let (mut lineage, mut map) = (Lineage::default(), Map::default());
+    lineage.born(1, 0);
+    for leaf in 0..40 {
+        write(&mut map, leaf * 512, at(1 + leaf).locator());
+    }
+    write(&mut map, 1 << 20, at(100).locator());
+    let mut pieces = Pieces::default();
+    map.remove(512, 512, at(101), &mut pieces).expect("in memory");
+    map.remove(0, 64 * 512, at(101), &mut pieces).expect("in memory");
+    assert_eq!(pieces.0.len(), 2);
+    lineage.detached(1, 0, at(101), pieces.0);
+    let maps = HashMap::from([(1, map)]);
+    assert_eq!(finish(&mut lineage, &maps).1, 40);
 }

@@ -74,9 +74,8 @@ fn encode_place(place: &PlaceImage, root: Option<(NodeReference, u8)>) -> Vec<u8
     for number in [place.id, place.family, place.position.unwrap_or_default().0, place.order] {
         out.extend(number.to_le_bytes());
     }
-    for number in [place.parent, place.shed] {
-        out.extend(number.to_le_bytes());
-    }
+    out.extend(place.parent.to_le_bytes());
+    out.extend([0; 4]);
     out.push(match place.state {
         PlaceState::Living => STATE_LIVING,
         PlaceState::Dying(_) => STATE_DYING,
@@ -95,7 +94,8 @@ pub(super) fn decode_place(nodes: &Nodes, number: u64, value: &[u8]) -> Option<P
     let mut from = Reader::new(value, 0);
     let (id, family) = (from.u64()?, from.u64()?);
     let (position, order) = (Position(from.u64()?), from.u64()?);
-    let (parent, shed) = (from.u32()?, from.u32()?);
+    let parent = from.u32()?;
+    from.skip(4)?;
     let (state, height) = (from.u8()?, from.u8()?);
     from.skip(6)?;
     let state = match state {
@@ -111,7 +111,6 @@ pub(super) fn decode_place(nodes: &Nodes, number: u64, value: &[u8]) -> Option<P
         position: (position != Position::ZERO).then_some(position),
         order,
         parent,
-        shed,
         state,
     })
 }

@@ -19,7 +19,7 @@ use crate::{EngineError, Kind};
 use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::NodeReference;
-use ramet_log::{ObjectId, SegmentEntry, SegmentId, Sequence};
+use ramet_log::{ObjectId, SegmentEntry, SegmentId};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -115,14 +115,20 @@ impl Engine {
         self.write_checkpoint(state)
     }
 
-    /// Where nodes that are nowhere else fill the budget: write them out before more are made.
+    /// Where nodes that are nowhere else fill the budget, or there are as many batches as may be:
+    /// write a checkpoint before more are made.
     pub(crate) fn make_room_for_nodes(&self) -> Result<()> {
         let budget = self.nodes.budget_bytes();
-        if self.nodes.dirty_bytes() <= budget {
+        let fits = || {
+            let cut = self.counters.checkpointed.load(Ordering::Relaxed);
+            self.nodes.dirty_bytes() <= budget
+                && self.log.appended().0.saturating_sub(cut) < self.settings.checkpoint_batches
+        };
+        if fits() {
             return Ok(());
         }
         let state = &mut *self.checkpoints.lock();
-        if self.nodes.dirty_bytes() <= budget {
+        if fits() {
             return Ok(());
         }
         match self.write_checkpoint(state) {
@@ -142,9 +148,7 @@ impl Engine {
         let Some(mut state) = self.checkpoints.try_lock() else { return Ok(false) };
         let settings = &self.settings;
         let log_bytes = self.log.counters.written_bytes.load(Ordering::Relaxed) - state.log_bytes;
-        let batches = self.log.appended().0 - state.cut.sequence.0;
         let due = log_bytes >= settings.checkpoint_log_bytes
-            || batches >= settings.checkpoint_batches
             || self.nodes.dirty_bytes() >= self.nodes.budget_bytes() / 2
             || now.saturating_duration_since(state.at) >= settings.checkpoint_every;
         if !due {
@@ -249,6 +253,7 @@ impl Engine {
         let number = self.log.commit_checkpoint(capture.cut, &listed, state.tables.newest())?;
         state.nodes.forget_grown();
         (state.roots, state.cut) = (roots, capture.cut);
+        self.counters.checkpointed.store(capture.cut.sequence.0, Ordering::Relaxed);
         self.unlink_retired(state, number);
         state.retired.extend(old_tables.map(|old| (number, old)));
         Ok(())
@@ -308,10 +313,5 @@ impl Engine {
             // What cannot be removed now is removed at the next open.
             let _ = self.log.store().remove(&NodeFileKind::Tables.path(*id));
         }
-    }
-
-    /// The last sequence that a checkpoint shows.
-    pub(crate) fn checkpointed(&self) -> Sequence {
-        self.checkpoints.lock().cut.sequence
     }
 }

@@ -26,9 +26,8 @@ pub(crate) struct PlaceImage {
     pub(crate) position: Option<Position>,
     /// When it began to die; 0 unless dying.
     pub(crate) order: u64,
-    /// Numbers of places; 0 for none.
+    /// The number of its parent's place; 0 for none.
     pub(crate) parent: u32,
-    pub(crate) shed: u32,
     pub(crate) state: PlaceState,
 }
 
@@ -60,23 +59,22 @@ impl Lineage {
             State::Dying(map) => PlaceState::Dying(map.clone()),
             State::Gone => PlaceState::Gone,
         };
-        let number = |seat: Option<Seat>| seat.map_or(0, Seat::number);
         Some(PlaceImage {
             number: seat.number(),
             id: place.id,
             family: place.family,
             position: place.position,
             order: if matches!(state, PlaceState::Dying(_)) { place.order } else { 0 },
-            parent: number(self.tree.parent(seat)),
-            shed: number(place.shed.and_then(|ticket| self.tree.redeem(ticket))),
+            parent: self.tree.parent(seat).map_or(0, Seat::number),
             state,
         })
     }
 
     /// Put back what was taken. `None` where it cannot have been.
+    ///
+    /// What volumes shed from here on goes to dying places of its own.
     pub(crate) fn restore(images: Vec<PlaceImage>) -> Option<Self> {
         let mut this = Lineage::default();
-        let mut sheds = Vec::new();
         let mut dying = Vec::new();
         for image in images {
             let seat = Seat::of_number(image.number)?;
@@ -88,7 +86,6 @@ impl Lineage {
                 }
                 PlaceState::Gone => State::Gone,
             };
-            sheds.extend(Seat::of_number(image.shed).map(|shed| (seat, shed)));
             let place = Tree::restored(image.id, image.family, image.position, state, image.order);
             if !this.tree.restore(seat, place, Seat::of_number(image.parent)) {
                 return None;
@@ -96,9 +93,6 @@ impl Lineage {
         }
         if !this.tree.hang_all() {
             return None;
-        }
-        for (seat, shed) in sheds {
-            this.tree.set_shed(seat, shed)?;
         }
         dying.sort_unstable();
         for (order, seat, family) in dying {

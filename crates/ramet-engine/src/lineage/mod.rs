@@ -216,16 +216,24 @@ impl Lineage {
         position: Position,
         pieces: Vec<(u64, Arc<Node>)>,
     ) {
+        let parent = self.parent_of_that_moment(volume, parent);
         let mut map = Map::default();
         for (first, piece) in pieces {
+            // Of two trims at one position the second may detach what the first left above its own.
+            if !map.is_free(first, piece.height()) {
+                self.hang_detached(parent, position, std::mem::take(&mut map));
+            }
             map.graft(first, piece);
         }
-        let parent = self.parent_of_that_moment(volume, parent);
         if !map.is_empty() {
-            let seat = self.add(NONE, parent, State::Dying(map));
-            self.tree.place_mut(seat).position = Some(position);
-            self.wait(seat);
+            self.hang_detached(parent, position, map);
         }
+    }
+
+    fn hang_detached(&mut self, parent: Option<Seat>, position: Position, map: Map) {
+        let seat = self.add(NONE, parent, State::Dying(map));
+        self.tree.place_mut(seat).position = Some(position);
+        self.wait(seat);
     }
 
     /// The parent a volume had, or what stands there since that was taken out: the one above it.

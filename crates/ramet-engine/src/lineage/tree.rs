@@ -320,12 +320,4 @@ impl Tree {
     ) -> Place {
         Place { id, family, position, state, order, ..Place::free() }
     }
-
-    /// Say which dying place takes what a volume sheds; `None` where there is none.
-    pub(super) fn set_shed(&mut self, seat: Seat, shed: Seat) -> Option<()> {
-        let taken = shed.index() < self.places.len() && self.is_taken(shed);
-        let ticket = taken.then(|| self.ticket(shed))?;
-        self.links_mut(seat).shed = Some(ticket);
-        Some(())
-    }
 }

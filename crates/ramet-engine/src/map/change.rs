@@ -144,6 +144,30 @@ impl Map {
         attach(root, 0, first, node);
     }
 
+    /// Whether nothing stands where a subtree of this height would be grafted at `first`.
+    pub fn is_free(&self, first: u64, height: u8) -> bool {
+        let Some(root) = &self.root else { return true };
+        if root.height <= height {
+            return first >= root.span();
+        }
+        let (mut node, mut base) = (root.clone(), 0);
+        while first < base + node.span() {
+            let index = node.index_of(base, first);
+            base = node.child_base(base, index);
+            let child = match node.look().as_deref() {
+                Ok(Body::Inner(inner)) => inner.child(index).cloned(),
+                // What was grafted before, and is not in memory.
+                Ok(Body::Leaf(_)) | Err(_) => return false,
+            };
+            match child {
+                Some(child) if child.height > height => node = child,
+                Some(_) => return false,
+                None => return true,
+            }
+        }
+        true
+    }
+
     /// Make the root high enough for the blocks before `end`, and at least `height`.
     fn cover(&mut self, end: u64, height: u8) -> &mut Option<Arc<Node>> {
         while let Some(root) = &self.root

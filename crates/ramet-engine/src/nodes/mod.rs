@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Nodes that stay whatever the budget says: the paths of a few operations under way.
-const RESIDENT_MIN: usize = 64;
+const RESIDENT_MIN: usize = 16;
 /// Nodes taken out in one go, so that nobody waits long for the lock.
 const EVICTED_AT_ONCE: usize = 64;
 /// Bytes a child that is not loaded takes: the node itself, and its place among the interned.
