@@ -323,11 +323,20 @@ impl Engine {
     /// `Unavailable` where a write or sync fails.
     pub fn step(&self, now: Instant) -> Result<bool, EngineError> {
         let walking = self.space.step(STEP_BUDGET);
-        let more = self.log.step(now)?;
-        if !self.log.read_only() && self.log.poisoned().is_none() && self.log.check_open().is_ok() {
-            self.checkpoint_where_due(now)?;
+        Ok(self.log.step(now)? || walking)
+    }
+
+    /// More background work, in steps that may take long: a checkpoint, where one is due. Called
+    /// from a thread of its own, so that `step` goes on meanwhile. Result: whether one was written.
+    ///
+    /// # Errors
+    /// `Unavailable` where a write or sync fails.
+    pub fn step_checkpoint(&self, now: Instant) -> Result<bool, EngineError> {
+        let idle = self.log.read_only() || self.log.poisoned().is_some();
+        if idle || self.log.check_open().is_err() {
+            return Ok(false);
         }
-        Ok(more || walking)
+        self.checkpoint_where_due(now)
     }
 
     /// Flush, seal, give the lock back. Idempotent; later calls give `Unavailable`.

@@ -49,14 +49,16 @@ impl Stop {
     }
 }
 
-fn housekeeping(engine: &std::sync::Weak<Engine>, stop: &Stop) {
+type Step = fn(&Engine, Instant) -> Result<bool, EngineError>;
+
+fn housekeeping(engine: &std::sync::Weak<Engine>, stop: &Stop, step: Step) {
     let mut pause = STEP_EVERY;
     while !stop.wait(pause) {
         let Some(engine) = engine.upgrade() else {
             return;
         };
         // A failed step has poisoned the pool: every caller is told, and `stats` says why.
-        pause = match engine.step(Instant::now()) {
+        pause = match step(&engine, Instant::now()) {
             Ok(true) => STEP_PAUSE,
             Ok(false) | Err(_) => STEP_EVERY,
         };
@@ -110,10 +112,14 @@ impl Pool {
         }
         let engine = call(py, owner, || Engine::open(&path, read_only, settings))?;
         let stop = Arc::new(Stop::default());
-        let (weak, stopped) = (Arc::downgrade(&engine), stop.clone());
-        std::thread::Builder::new()
-            .name("ramet-steps".into())
-            .spawn(move || housekeeping(&weak, &stopped))?;
+        let steps: [(&str, Step); 2] =
+            [("ramet-steps", Engine::step), ("ramet-checkpoint", Engine::step_checkpoint)];
+        for (name, step) in steps {
+            let (weak, stopped) = (Arc::downgrade(&engine), stop.clone());
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(move || housekeeping(&weak, &stopped, step))?;
+        }
         Ok(Pool { engine: ManuallyDrop::new(engine), path, owner, stop })
     }
 
