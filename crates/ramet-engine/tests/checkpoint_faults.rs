@@ -4,7 +4,7 @@
 mod crash;
 
 use crash::run::Run;
-use crash::script::{Step, create, write};
+use crash::script::{Step, create, delete, snapshot_of, write};
 use ramet_store::Kept;
 
 /// A pool with a volume of 4096 blocks, some of them written.
@@ -34,4 +34,18 @@ fn a_segment_of_the_cut_is_kept_though_the_log_went_on_elsewhere() {
     run.lose_power(Kept::Nothing).expect("opened");
     run.steps(&[Step::Checkpoint, Step::Kill, Step::Close]);
     run.lose_power(Kept::Nothing).expect("opened");
+}
+
+/// A segment's entry in the file table says all of it. Where a segment changed otherwise (it was
+/// sealed), and no more of its slots had died since the last checkpoint, the entry was written
+/// without its dead slots, and they were never given back.
+#[test]
+fn dead_slots_stay_in_the_file_table_when_their_segment_is_sealed() {
+    let mut run = run();
+    run.steps(&[write("a", 0, 10, 3000), Step::Checkpoint]);
+    let dead = run.walk().expect("counted");
+    assert_eq!(dead, Some(10));
+    run.steps(&[write("a", 1000, 240, 4000), write("a", 2000, 100, 8000), Step::Close]);
+    assert!(run.totals.sealed > 0);
+    run.steps(&[snapshot_of("a", "s"), delete("s"), Step::Close]);
 }
