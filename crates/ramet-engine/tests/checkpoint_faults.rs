@@ -49,3 +49,24 @@ fn dead_slots_stay_in_the_file_table_when_their_segment_is_sealed() {
     assert!(run.totals.sealed > 0);
     run.steps(&[snapshot_of("a", "s"), delete("s"), Step::Close]);
 }
+
+/// A checkpoint keeps of a volume the number of the place that takes what it sheds. When that place
+/// was answered and its seat free, the volume's entry went on naming it: the pool could not be
+/// opened any more, or the volume would have shed into whatever place had got the seat.
+#[test]
+fn what_took_shed_blocks_is_forgotten_when_it_is_gone() {
+    let mut run = run();
+    let clone = |name: &str| Step::Clone {
+        source: "s".into(),
+        names: vec![name.into()],
+        sectors: 8 * 4096,
+    };
+    run.steps(&[snapshot_of("a", "s"), clone("c"), delete("s")]);
+    assert_eq!(run.walk().expect("counted"), Some(0));
+    run.steps(&[write("a", 0, 5, 3000), Step::Checkpoint]);
+    assert_eq!(run.engine().stats().expect("looked at").dying_count, 1, "nothing is shed");
+    assert_eq!(run.walk().expect("counted"), Some(0));
+    run.steps(&[Step::Checkpoint, Step::Kill]);
+    run.steps(&[write("a", 5, 5, 4000), write("c", 0, 20, 5000), Step::Close]);
+    assert_eq!(run.walk().expect("counted"), Some(10));
+}

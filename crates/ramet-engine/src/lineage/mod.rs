@@ -256,6 +256,7 @@ impl Lineage {
         let seat = self.add(NONE, Some(parent), State::Dying(Map::default()));
         let ticket = self.tree.ticket(seat);
         if let Some(volume) = volume {
+            self.tree.place_mut(seat).shed_by = Some(self.tree.ticket(volume));
             self.tree.place_mut(volume).shed = Some(ticket);
         }
         self.wait(seat);

@@ -44,6 +44,8 @@ pub(super) struct Place {
     pub(super) state: State,
     /// The dying place that takes what this volume sheds.
     pub(super) shed: Option<Ticket>,
+    /// The volume of which this is `shed`, or was.
+    pub(super) shed_by: Option<Ticket>,
     /// When it began to die, counted over all places; 0 unless dying.
     pub(super) order: u64,
     generation: u32,
@@ -63,6 +65,7 @@ impl Place {
             position: None,
             state: State::Gone,
             shed: None,
+            shed_by: None,
             order: 0,
             generation: 0,
             parent: None,
@@ -247,12 +250,22 @@ impl Tree {
                 self.hang(child, at);
             }
             self.unhang(seat);
+            self.forget_shed(seat);
             let place = self.place_mut(seat);
             place.generation = place.generation.wrapping_add(1);
             place.family = 0;
             let id = std::mem::replace(&mut place.id, NONE);
             self.seats.remove(&id);
             self.free.push(seat);
+        }
+    }
+
+    /// A volume must not go on naming a seat that another place may get: a checkpoint keeps numbers
+    /// of seats only.
+    fn forget_shed(&mut self, seat: Seat) {
+        let volume = self.place(seat).shed_by.and_then(|volume| self.redeem(volume));
+        if let Some(volume) = volume.filter(|it| self.place(*it).shed == Some(self.ticket(seat))) {
+            self.place_mut(volume).shed = None;
         }
     }
 
@@ -321,11 +334,13 @@ impl Tree {
         Place { id, family, position, state, order, ..Place::free() }
     }
 
-    /// Say which dying place takes what a volume sheds; `None` where there is none.
-    pub(super) fn set_shed(&mut self, seat: Seat, shed: Seat) -> Option<()> {
-        let taken = shed.index() < self.places.len() && self.is_taken(shed);
-        let ticket = taken.then(|| self.ticket(shed))?;
-        self.links_mut(seat).shed = Some(ticket);
+    /// Say which dying place takes what a volume sheds; `None` where it cannot be.
+    pub(super) fn set_shed(&mut self, volume: Seat, shed: Seat) -> Option<()> {
+        let place = self.places.get(shed.index())?;
+        let takes = place.id == NONE && matches!(place.state, State::Dying(_));
+        let tickets = takes.then(|| (self.ticket(volume), self.ticket(shed)))?;
+        self.links_mut(shed).shed_by = Some(tickets.0);
+        self.links_mut(volume).shed = Some(tickets.1);
         Some(())
     }
 }
