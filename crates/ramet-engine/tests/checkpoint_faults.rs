@@ -5,11 +5,16 @@ mod crash;
 
 use crash::run::Run;
 use crash::script::{Step, create, delete, snapshot_of, write};
-use ramet_store::Kept;
+use ramet_store::{Fault, Kept, Operation, When};
 
 /// A pool with a volume of 4096 blocks, some of them written.
 fn run() -> Run {
-    let mut run = Run::quiet();
+    seeded(0)
+}
+
+/// The same, where something is left to chance.
+fn seeded(seed: u64) -> Run {
+    let mut run = Run::quiet(seed);
     run.steps(&[create("a", 4096), write("a", 0, 20, 1000), write("a", 600, 20, 2000)]);
     run
 }
@@ -69,4 +74,21 @@ fn what_took_shed_blocks_is_forgotten_when_it_is_gone() {
     run.steps(&[Step::Checkpoint, Step::Kill]);
     run.steps(&[write("a", 5, 5, 4000), write("c", 0, 20, 5000), Step::Close]);
     assert_eq!(run.walk().expect("counted"), Some(10));
+}
+
+/// A footer was written and its sync failed; the pool was opened again, and read the footer out of
+/// the cache. All of the segment's batches were known to be durable, so nothing of it was written
+/// again; but the next checkpoint said that it was sealed, and after a power loss none of its blocks
+/// could be read.
+#[test]
+fn a_footer_that_was_only_read_from_a_cache_is_written_again() {
+    for seed in 0..10 {
+        let mut run = seeded(seed);
+        run.steps(&[Step::Flush]);
+        run.store.plan(When::Nth(Operation::Sync, run.store.count(Operation::Sync)), Fault::Error);
+        run.step(&Step::Close).expect_err("the footer's sync fails");
+        run.reopen().expect("opened");
+        run.steps(&[Step::Close]);
+        run.lose_power(Kept::Nothing).expect("opened");
+    }
 }
