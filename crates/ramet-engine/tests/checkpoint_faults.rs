@@ -5,7 +5,9 @@ mod crash;
 
 use crash::run::Run;
 use crash::script::{Step, create, delete, snapshot_of, write};
+use ramet_engine::{Engine, Kind};
 use ramet_store::{Fault, Kept, Operation, When};
+use std::sync::Arc;
 
 /// A pool with a volume of 4096 blocks, some of them written.
 fn run() -> Run {
@@ -90,5 +92,24 @@ fn a_footer_that_was_only_read_from_a_cache_is_written_again() {
         run.reopen().expect("opened");
         run.steps(&[Step::Close]);
         run.lose_power(Kept::Nothing).expect("opened");
+    }
+}
+
+/// A read of a node failed while the log was replayed, and opening said that the log was damaged,
+/// which a restore is the remedy for. The disk is to be looked at, or the node to be restored.
+#[test]
+fn a_node_that_cannot_be_read_in_replay_is_not_a_damaged_log() {
+    let mut run = run();
+    run.steps(&[Step::Close, write("a", 10, 5, 3000), Step::Flush]);
+    run.kill();
+    let whole = Arc::new(run.store.crash(Kept::Everything));
+    drop(Engine::open_in(whole.clone(), false, run.settings.clone()).expect("opened"));
+    for read in 0..whole.count(Operation::Read) {
+        let store = Arc::new(run.store.crash(Kept::Everything));
+        store.plan(When::Nth(Operation::Read, read), Fault::Error);
+        let opened = Engine::open_in(store, false, run.settings.clone());
+        // The older slot's files are looked at to know which are nobody's: without them none is.
+        let Err(error) = opened.map(drop) else { continue };
+        assert_eq!((error.kind, error.code), (Kind::Unavailable, "pool_io_failed"), "read {read}");
     }
 }
