@@ -190,18 +190,18 @@ impl Engine {
         let commands = self.commands.lock();
         let close_gate = || {
             let mut gate = self.log.enter();
-            let (cut, open) = gate.cut();
+            let cut = gate.cut();
             let (objects, gone) = self.changed.take();
             let token = crate::head::InGate::closed(&gate);
             let maps: Vec<Map> =
                 objects.iter().map(|object| object.head.share_map(token)).collect();
             let dirty_bytes = self.nodes.dirty_bytes();
-            ((open, (cut, objects, maps, gone, dirty_bytes)), self.space.at_cut())
+            ((cut, objects, maps, gone, dirty_bytes), self.space.at_cut())
         };
-        let ((_, at_cut), space) = self
+        let (at_cut, space) = self
             .space
-            .image(close_gate, |(open, _), with_dead| self.log.segment_entries(with_dead, *open));
-        let (cut, objects, maps, gone, dirty_bytes) = at_cut;
+            .image(close_gate, |at_cut, with_dead| self.log.segment_entries(with_dead, at_cut.0));
+        let ((cut, _), objects, maps, gone, dirty_bytes) = at_cut;
         let objects = objects
             .into_iter()
             .zip(maps)
