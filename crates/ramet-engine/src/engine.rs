@@ -226,6 +226,7 @@ impl Engine {
             cut: LogEnd::default(),
             reached: Reached::default(),
             older: None,
+            unread: None,
         });
         let log = Log::open_from(
             store.clone(),
@@ -233,8 +234,10 @@ impl Engine {
             pages_bytes,
             &mut |newest, older| opening.borrow_mut().start(&table_nodes, newest, older),
             &mut |said| opening.borrow_mut().replay(said),
-        )?;
-        let opened = opening.into_inner();
+        );
+        let mut opened = opening.into_inner();
+        // It was a node that could not be read: the log is well.
+        let log = log.map_err(|error| opened.unread.take().unwrap_or(error))?;
         if let (Some(older), false) = (&opened.older, read_only) {
             remove_orphans(&*store, &[&opened.reached, older]);
         }
@@ -485,6 +488,8 @@ struct Opening {
     cut: LogEnd,
     reached: Reached,
     older: Option<Reached>,
+    /// Why a node could not be read that replay needs.
+    unread: Option<EngineError>,
 }
 
 impl Opening {
@@ -503,8 +508,9 @@ impl Opening {
     }
 
     fn replay(&mut self, said: Replay<'_>) -> Result<(), String> {
-        let Opening { table, heads, space, changed, nodes, .. } = self;
-        let replayer = Replayer { table, space, nodes, changed };
+        let Opening { table, heads, space, changed, nodes, unread, .. } = self;
+        let mut note = |error: EngineError| unread.insert(error).text.clone();
+        let mut replayer = Replayer { table, space, nodes, changed, note: &mut note };
         match said {
             Replay::Write { object, first, count, locator } => {
                 replayer.write(object, first, count, locator)
@@ -515,7 +521,7 @@ impl Opening {
             Replay::Record { payload, position } => {
                 let record = Record::decode(payload)?;
                 let mut prepared = Prepared::new(&record, table, heads)?;
-                nodes.with(|| prepared.ready()).map_err(|error| error.text)?;
+                nodes.with(|| prepared.ready()).map_err(note)?;
                 space.reserve(prepared.places());
                 prepared.enact(InGate::replaying(), space, nodes, position);
                 prepared.settle(space, position);

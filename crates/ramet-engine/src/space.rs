@@ -10,7 +10,7 @@ use crate::map::{self, Map, Missing, Node};
 use crate::nodes::Nodes;
 use crate::object::Object;
 use parking_lot::Mutex;
-use ramet_log::{Locator, Position, SegmentId};
+use ramet_log::{Locator, Position, SegmentEntry, SegmentId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -51,7 +51,9 @@ pub(crate) struct Space {
 pub(crate) struct SpaceImage {
     /// Places that changed; `Err` with the number of one that went.
     pub(crate) places: Vec<Result<PlaceImage, u32>>,
-    /// Segments with more dead slots than before: how many, and which.
+    /// Segments that changed, or have more dead slots than before.
+    pub(crate) segments: Vec<SegmentEntry>,
+    /// Dead slots of each of them: how many, and which.
     pub(crate) dead: HashMap<SegmentId, (u32, Vec<u64>)>,
 }
 
@@ -159,16 +161,23 @@ impl Space {
     }
 
     /// Close the gate with `cut`, and take what changed up to that moment and nothing after it. No
-    /// command is under way.
-    pub(crate) fn image<T>(&self, cut: impl FnOnce() -> (T, PendingAtCut)) -> (T, SpaceImage) {
+    /// command is under way. `list` adds to the segments with more dead slots those that changed
+    /// otherwise: an entry says all of a segment, its dead slots too.
+    pub(crate) fn image<T>(
+        &self,
+        cut: impl FnOnce() -> (T, PendingAtCut),
+        list: impl FnOnce(&T, &HashSet<SegmentId>) -> Vec<SegmentEntry>,
+    ) -> (T, SpaceImage) {
         let mut state = self.state.lock();
         let (told, PendingAtCut(before)) = cut();
         self.take_in(&mut state, before);
         assert!(state.waiting.is_empty(), "no command is under way");
         let places = state.lineage.take_changes();
         let changed = std::mem::take(&mut state.dead.changed);
-        let dead = changed.into_iter().map(|id| (id, state.dead.image(id))).collect();
-        (told, SpaceImage { places, dead })
+        let segments = list(&told, &changed);
+        // As of the cut: while the state is locked nothing that was let go of after it is marked.
+        let dead = segments.iter().map(|entry| (entry.id, state.dead.image(entry.id))).collect();
+        (told, SpaceImage { places, segments, dead })
     }
 
     /// Inside the gate: what was let go of so far.

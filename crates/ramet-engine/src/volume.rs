@@ -518,6 +518,8 @@ pub(crate) struct Replayer<'a> {
     pub(crate) space: &'a Space,
     pub(crate) nodes: &'a Nodes,
     pub(crate) changed: &'a Changed,
+    /// Told why a node cannot be read; result: the text.
+    pub(crate) note: &'a mut dyn FnMut(EngineError) -> String,
 }
 
 impl Replayer<'_> {
@@ -534,7 +536,7 @@ impl Replayer<'_> {
 
     /// A write, as the log tells it.
     pub(crate) fn write(
-        &self,
+        &mut self,
         id: ObjectId,
         first: u64,
         count: u64,
@@ -549,12 +551,14 @@ impl Replayer<'_> {
             let map = &mut object.head.map_mut(gate);
             write_map(map, object, self.space, gate, first, count, locator)
         };
-        self.nodes.with(write).map(|bytes| self.nodes.dirtied(bytes)).map_err(|error| error.text)
+        let bytes = self.nodes.with(write).map_err(&mut *self.note)?;
+        self.nodes.dirtied(bytes);
+        Ok(())
     }
 
     /// A trim or zero, as the log tells it.
     pub(crate) fn clear(
-        &self,
+        &mut self,
         id: ObjectId,
         first: u64,
         count: u64,
@@ -563,6 +567,8 @@ impl Replayer<'_> {
         let object = self.volume(id)?;
         let gate = InGate::replaying();
         let clear = || clear_map(object, self.space, gate, first, count, position);
-        self.nodes.with(clear).map(|bytes| self.nodes.dirtied(bytes)).map_err(|error| error.text)
+        let bytes = self.nodes.with(clear).map_err(&mut *self.note)?;
+        self.nodes.dirtied(bytes);
+        Ok(())
     }
 }

@@ -4,12 +4,19 @@
 mod crash;
 
 use crash::run::Run;
-use crash::script::{Step, create, write};
-use ramet_store::Kept;
+use crash::script::{Step, create, delete, snapshot_of, write};
+use ramet_engine::{Engine, Kind};
+use ramet_store::{Fault, Kept, Operation, When};
+use std::sync::Arc;
 
 /// A pool with a volume of 4096 blocks, some of them written.
 fn run() -> Run {
-    let mut run = Run::quiet();
+    seeded(0)
+}
+
+/// The same, where something is left to chance.
+fn seeded(seed: u64) -> Run {
+    let mut run = Run::quiet(seed);
     run.steps(&[create("a", 4096), write("a", 0, 20, 1000), write("a", 600, 20, 2000)]);
     run
 }
@@ -34,4 +41,75 @@ fn a_segment_of_the_cut_is_kept_though_the_log_went_on_elsewhere() {
     run.lose_power(Kept::Nothing).expect("opened");
     run.steps(&[Step::Checkpoint, Step::Kill, Step::Close]);
     run.lose_power(Kept::Nothing).expect("opened");
+}
+
+/// A segment's entry in the file table says all of it. Where a segment changed otherwise (it was
+/// sealed), and no more of its slots had died since the last checkpoint, the entry was written
+/// without its dead slots, and they were never given back.
+#[test]
+fn dead_slots_stay_in_the_file_table_when_their_segment_is_sealed() {
+    let mut run = run();
+    run.steps(&[write("a", 0, 10, 3000), Step::Checkpoint]);
+    let dead = run.walk().expect("counted");
+    assert_eq!(dead, Some(10));
+    run.steps(&[write("a", 1000, 240, 4000), write("a", 2000, 100, 8000), Step::Close]);
+    assert!(run.totals.sealed > 0);
+    run.steps(&[snapshot_of("a", "s"), delete("s"), Step::Close]);
+}
+
+/// A checkpoint keeps of a volume the number of the place that takes what it sheds. When that place
+/// was answered and its seat free, the volume's entry went on naming it: the pool could not be
+/// opened any more, or the volume would have shed into whatever place had got the seat.
+#[test]
+fn what_took_shed_blocks_is_forgotten_when_it_is_gone() {
+    let mut run = run();
+    let clone = |name: &str| Step::Clone {
+        source: "s".into(),
+        names: vec![name.into()],
+        sectors: 8 * 4096,
+    };
+    run.steps(&[snapshot_of("a", "s"), clone("c"), delete("s")]);
+    assert_eq!(run.walk().expect("counted"), Some(0));
+    run.steps(&[write("a", 0, 5, 3000), Step::Checkpoint]);
+    assert_eq!(run.engine().stats().expect("looked at").dying_count, 1, "nothing is shed");
+    assert_eq!(run.walk().expect("counted"), Some(0));
+    run.steps(&[Step::Checkpoint, Step::Kill]);
+    run.steps(&[write("a", 5, 5, 4000), write("c", 0, 20, 5000), Step::Close]);
+    assert_eq!(run.walk().expect("counted"), Some(10));
+}
+
+/// A footer was written and its sync failed; the pool was opened again, and read the footer out of
+/// the cache. All of the segment's batches were known to be durable, so nothing of it was written
+/// again; but the next checkpoint said that it was sealed, and after a power loss none of its blocks
+/// could be read.
+#[test]
+fn a_footer_that_was_only_read_from_a_cache_is_written_again() {
+    for seed in 0..10 {
+        let mut run = seeded(seed);
+        run.steps(&[Step::Flush]);
+        run.store.plan(When::Nth(Operation::Sync, run.store.count(Operation::Sync)), Fault::Error);
+        run.step(&Step::Close).expect_err("the footer's sync fails");
+        run.reopen().expect("opened");
+        run.steps(&[Step::Close]);
+        run.lose_power(Kept::Nothing).expect("opened");
+    }
+}
+
+/// A read of a node failed while the log was replayed, and opening said that the log was damaged,
+/// which a restore is the remedy for. The disk is to be looked at, or the node to be restored.
+#[test]
+fn a_node_that_cannot_be_read_in_replay_is_not_a_damaged_log() {
+    let mut run = run();
+    run.steps(&[Step::Close, write("a", 10, 5, 3000), Step::Flush]);
+    run.kill();
+    let whole = Arc::new(run.store.crash(Kept::Everything));
+    drop(Engine::open_in(whole.clone(), false, run.settings.clone()).expect("opened"));
+    for read in 0..whole.count(Operation::Read) {
+        let store = Arc::new(run.store.crash(Kept::Everything));
+        store.plan(When::Nth(Operation::Read, read), Fault::Error);
+        let opened = Engine::open_in(store, false, run.settings.clone());
+        // The older slot's files are looked at to know which are nobody's: without them none is.
+        let Err(error) = opened.map(drop) else { continue };
+        assert_eq!((error.kind, error.code), (Kind::Unavailable, "pool_io_failed"), "read {read}");
+    }
 }

@@ -6,6 +6,7 @@
 use crate::commit::{CommitState, WriteOut};
 use crate::error::{LogError, Result};
 use crate::format::descriptor::Descriptor;
+use crate::format::segment::LogEnd;
 use crate::format::superblock::Commit;
 use crate::gate::Gate;
 use crate::pages::PageCache;
@@ -206,13 +207,15 @@ impl Log {
     }
 
     /// What a checkpoint keeps of the segments that changed since this was last asked, and of those
-    /// in `also`. The one in `open` counts as appended to, whatever it is by now.
+    /// in `also`, as of `cut`. The one in `open` counts as appended to, whatever it is by now; one
+    /// that came later belongs to the next checkpoint.
     pub fn segment_entries(
         &self,
         also: &HashSet<SegmentId>,
-        open: Option<SegmentId>,
+        (cut, open): (LogEnd, Option<SegmentId>),
     ) -> Vec<SegmentEntry> {
         let segments = self.segments.read();
+        let last = open.unwrap_or_else(|| cut.position.locator().segment());
         let entry = |segment: &Arc<Segment>| {
             let mut entry = segment.entry();
             if Some(segment.id) == open {
@@ -223,7 +226,10 @@ impl Log {
             entry
         };
         let wanted = |segment: &&Arc<Segment>| {
-            segment.changed.swap(false, Ordering::AcqRel) || also.contains(&segment.id)
+            // Replay has to read what came after the cut: a segment that the table calls sealed is
+            // not looked at, and one that the table names must be there.
+            segment.id <= last
+                && (segment.changed.swap(false, Ordering::AcqRel) || also.contains(&segment.id))
         };
         segments.values().filter(wanted).map(entry).collect()
     }

@@ -94,10 +94,10 @@ impl Log {
         let mut opening = Opening::new(&*store, &descriptor, slots.newest.durable, cut);
         opening.know(&chain, known);
         opening.read(&chain, apply)?;
-        let Opening { segments, end, last_slot, previous, tail, replayed, .. } = opening;
+        let Opening { segments, end, last_slot, previous, tail, footer, replayed, .. } = opening;
         let clean = tail.is_empty();
         if !read_only {
-            make_durable(&*store, &tail)?;
+            make_durable(&*store, footer.iter().chain(&tail))?;
             slots.make_durable(&*store)?;
         }
         let epoch = slots.newest.epoch.max(chain.epoch_max()).max(epoch_of_nodes(&*store)?);
@@ -189,14 +189,17 @@ struct Unsynced {
     segment: SegmentId,
     from_bytes: u64,
     to_bytes: u64,
+    /// It ends with the footer: the file ends there too.
+    is_sealed: bool,
 }
 
-fn make_durable(store: &dyn Store, tail: &[Unsynced]) -> Result<()> {
-    if tail.is_empty() {
+fn make_durable<'a>(store: &dyn Store, parts: impl Iterator<Item = &'a Unsynced>) -> Result<()> {
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
         return Ok(());
     }
     let mut buffer = vec![0; 1 << 20];
-    for part in tail {
+    for part in parts {
         let file = store.open(&segment_path(part.segment), true)?;
         let mut at = part.from_bytes;
         while at < part.to_bytes {
@@ -207,6 +210,9 @@ fn make_durable(store: &dyn Store, tail: &[Unsynced]) -> Result<()> {
             // becomes dirty again.
             file.write_at(&buffer[..length], at)?;
             at += length as u64;
+        }
+        if part.is_sealed {
+            file.set_length(part.to_bytes)?;
         }
         file.sync()?;
     }
@@ -228,6 +234,8 @@ struct Opening<'a> {
     /// The highest sequence known to be durable.
     durable: Sequence,
     tail: Vec<Unsynced>,
+    /// The footer behind the last durable batch: no batch says that it is durable.
+    footer: Option<Unsynced>,
     replayed: u64,
 }
 
@@ -255,6 +263,7 @@ impl<'a> Opening<'a> {
             previous: None,
             durable,
             tail: Vec::new(),
+            footer: None,
             replayed: 0,
         }
     }
@@ -336,12 +345,14 @@ impl<'a> Opening<'a> {
         let mut last = self.end.sequence;
         let mut previous = self.previous;
         let mut stop: Option<Stop> = None;
+        let mut footers = Vec::new();
         for id in &stretch.segments {
             if let Some(reason) = chain.damage(*id) {
                 return Err(LogError::Damaged { segment: *id, slot: 0, reason });
             }
             let loaded = chain.load(self.store, *id)?;
             self.durable = self.durable.max(loaded.durable);
+            footers.extend(footer_of(*id, &loaded));
             if stop.is_some() {
                 continue;
             }
@@ -359,6 +370,11 @@ impl<'a> Opening<'a> {
             }
             previous = Some(*id);
         }
+        // A footer lies behind the last batch of its segment, and is synced with whatever comes next
+        // in the log. So those before the last durable batch are durable; one right behind it may
+        // only have been read from a cache.
+        let durable = self.durable;
+        self.footer = footers.into_iter().find(|(last, _)| *last == durable).map(|(_, part)| part);
         let segment = stretch.segments.last().copied().unwrap_or_default();
         let stop = stop.unwrap_or(Stop { segment, slot: 0, reason: "no batch follows".into() });
         Ok((last, stop))
@@ -392,11 +408,11 @@ impl<'a> Opening<'a> {
                 good = batch.sequence;
                 let to_bytes = u64::from(batch.header_slot + batch.slots_count) * BLOCK_BYTES_U64;
                 let from_bytes = u64::from(batch.header_slot) * BLOCK_BYTES_U64;
-                part.get_or_insert(Unsynced { segment: *id, from_bytes, to_bytes }).to_bytes =
-                    to_bytes;
+                let fresh = Unsynced { segment: *id, from_bytes, to_bytes, is_sealed: false };
+                part.get_or_insert(fresh).to_bytes = to_bytes;
             }
             if let (Some(part), Some(footer_end)) = (&mut part, loaded.sealed_bytes) {
-                part.to_bytes = footer_end;
+                (part.to_bytes, part.is_sealed) = (footer_end, true);
             }
             self.tail.extend(part);
         }
@@ -499,6 +515,13 @@ impl<'a> Opening<'a> {
         }
         Ok(None)
     }
+}
+
+/// The footer of a sealed segment, and its last batch.
+fn footer_of(segment: SegmentId, loaded: &Loaded) -> Option<(Sequence, Unsynced)> {
+    let (from_bytes, to_bytes) = (loaded.trailer.as_ref()?.checksums_at, loaded.sealed_bytes?);
+    let part = Unsynced { segment, from_bytes, to_bytes, is_sealed: true };
+    Some((loaded.batches.last()?.sequence, part))
 }
 
 fn damaged(stop: Stop, needed: Sequence) -> LogError {

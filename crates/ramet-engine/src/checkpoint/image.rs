@@ -5,11 +5,12 @@ use crate::lineage::{PlaceImage, PlaceState};
 use crate::nodes::tree::Change;
 use crate::nodes::{NodeWriter, Nodes};
 use crate::record::Item;
+use crate::space::SpaceImage;
 use ramet_log::format::Reader;
 use ramet_log::format::node::{UNITS_MAX, put_reference, take_reference};
 use ramet_log::format::superblock::{NodeReference, Root};
 use ramet_log::{ObjectId, Position, SegmentEntry, SegmentId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 const STATE_LIVING: u8 = 1;
 const STATE_DYING: u8 = 2;
@@ -116,15 +117,10 @@ pub(super) fn decode_place(nodes: &Nodes, number: u64, value: &[u8]) -> Option<P
 }
 
 /// The entries of files that changed: segments with their dead slots, node files with their length.
-pub(super) fn files(
-    segments: &[SegmentEntry],
-    dead: &HashMap<SegmentId, (u32, Vec<u64>)>,
-    grown: &BTreeMap<SegmentId, (u64, u32)>,
-) -> Vec<Change> {
+pub(super) fn files(space: &SpaceImage, grown: &BTreeMap<SegmentId, (u64, u32)>) -> Vec<Change> {
     let mut changes: BTreeMap<u64, Option<Vec<u8>>> = BTreeMap::new();
-    let none = (0, Vec::new());
-    for entry in segments {
-        let (dead_count, bits) = dead.get(&entry.id).unwrap_or(&none);
+    for entry in &space.segments {
+        let (dead_count, bits) = &space.dead[&entry.id];
         let flags = if entry.sealed { FLAG_SEALED } else { 0 };
         let numbers = [entry.used, entry.slots_count];
         changes.insert(

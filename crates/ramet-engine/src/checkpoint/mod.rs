@@ -19,7 +19,7 @@ use crate::{EngineError, Kind};
 use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::NodeReference;
-use ramet_log::{ObjectId, SegmentEntry, SegmentId};
+use ramet_log::{ObjectId, SegmentId};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -74,7 +74,6 @@ struct Capture {
     objects: Vec<ObjectAtCut>,
     gone: Vec<ObjectId>,
     space: SpaceImage,
-    segments: Vec<SegmentEntry>,
     dirty_bytes: u64,
 }
 
@@ -193,17 +192,20 @@ impl Engine {
     /// The cut: no command is under way, and the gate is closed while the roots are taken.
     fn capture(&self) -> Capture {
         let commands = self.commands.lock();
-        let (at_cut, space) = self.space.image(|| {
+        let close_gate = || {
             let mut gate = self.log.enter();
-            let (cut, open) = gate.cut();
+            let cut = gate.cut();
             let (objects, gone) = self.changed.take();
             let token = crate::head::InGate::closed(&gate);
             let maps: Vec<Map> =
                 objects.iter().map(|object| object.head.share_map(token)).collect();
             let dirty_bytes = self.nodes.dirty_bytes();
-            ((cut, open, objects, maps, gone, dirty_bytes), self.space.at_cut())
-        });
-        let (cut, open, objects, maps, gone, dirty_bytes) = at_cut;
+            ((cut, objects, maps, gone, dirty_bytes), self.space.at_cut())
+        };
+        let (at_cut, space) = self
+            .space
+            .image(close_gate, |at_cut, with_dead| self.log.segment_entries(with_dead, at_cut.0));
+        let ((cut, _), objects, maps, gone, dirty_bytes) = at_cut;
         let objects = objects
             .into_iter()
             .zip(maps)
@@ -213,10 +215,8 @@ impl Engine {
                 ObjectAtCut { object, map, fields, place }
             })
             .collect();
-        let with_dead: HashSet<SegmentId> = space.dead.keys().copied().collect();
-        let segments = self.log.segment_entries(&with_dead, open);
         drop(commands);
-        Capture { cut, objects, gone, space, segments, dirty_bytes }
+        Capture { cut, objects, gone, space, dirty_bytes }
     }
 
     fn give_back(&self, capture: Capture) {
@@ -225,7 +225,7 @@ impl Engine {
         let numbers = capture.space.places.iter();
         let numbers = numbers.map(|place| place.as_ref().map_or_else(|gone| *gone, |it| it.number));
         self.space.unimage(numbers, capture.space.dead.keys().copied());
-        self.log.segments_changed(capture.segments.iter().map(|entry| entry.id));
+        self.log.segments_changed(capture.space.segments.iter().map(|entry| entry.id));
     }
 
     fn write_capture(&self, state: &mut Checkpoints, capture: &Capture) -> Result<()> {
@@ -245,7 +245,7 @@ impl Engine {
             *root = tree::update(&read, &mut write, root.as_ref(), &changes)?;
             writer.flush(nodes)?;
         }
-        let files = image::files(&capture.segments, &capture.space.dead, state.nodes.grown());
+        let files = image::files(&capture.space, state.nodes.grown());
         let old_tables = self.write_file_table(state, &mut roots, files)?;
         state.nodes.sync(&self.log)?;
         state.tables.sync(&self.log)?;

@@ -108,6 +108,8 @@ pub struct Run {
     pub script: Script,
     pub settings: Settings,
     pub totals: Totals,
+    /// Whether the pool was opened and not looked at yet.
+    fresh: bool,
     clock: Instant,
     /// Names script and moment when something is wrong.
     pub context: String,
@@ -127,10 +129,10 @@ pub fn settings(seed: u64) -> Settings {
 impl Run {
     /// A fresh pool with the volume `EMPTY`, for a story told step by step: checkpoints come when
     /// they are asked for.
-    pub fn quiet() -> Self {
+    pub fn quiet(seed: u64) -> Self {
         let batches = Settings { checkpoint_batches: u64::MAX, ..settings(0) };
         Self::with(
-            0,
+            seed,
             Settings { node_budget_bytes: 1 << 20, checkpoint_log_bytes: 1 << 30, ..batches },
         )
     }
@@ -152,6 +154,7 @@ impl Run {
             script: Script::new(seed),
             settings,
             totals: Totals::default(),
+            fresh: true,
             clock: Instant::now(),
             context: format!("script {seed}"),
         };
@@ -169,6 +172,7 @@ impl Run {
             script: self.script.fork(1),
             settings: self.settings.clone(),
             totals: Totals::default(),
+            fresh: true,
             clock: self.clock,
             context: format!("{}, {context}", self.context),
         }
@@ -287,21 +291,23 @@ impl Run {
     /// Open what is there, and hold it against what may be there.
     pub fn reopen(&mut self) -> Result<()> {
         self.kill();
+        self.fresh = true;
         let engine = Engine::open_in(self.store.clone(), false, self.settings.clone())?;
-        self.engine = Some(engine.clone());
-        let found = look(&engine)?;
-        self.settle(&found, false)
+        self.engine = Some(engine);
+        self.resync()
     }
 
-    /// After a step that failed, with the pool still open: what of it was done?
+    /// Hold the pool against what may be there, also after a step that failed: what of it was done?
     pub fn resync(&mut self) -> Result<()> {
-        self.engine().flush()?;
+        if !self.fresh {
+            self.engine().flush()?;
+        }
         let found = look(self.engine())?;
-        self.settle(&found, true)
+        self.settle(&found)
     }
 
-    fn settle(&mut self, found: &Pool, live: bool) -> Result<()> {
-        let moments = self.history.moments(found, live);
+    fn settle(&mut self, found: &Pool) -> Result<()> {
+        let moments = self.history.moments(found, !self.fresh);
         if moments.is_empty() {
             self.panic_about(found);
         }
@@ -311,6 +317,7 @@ impl Run {
         assert!(counts.contains(&dead), "{}: {dead} dead blocks, not {counts:?}", self.context);
         let moment = moments.into_iter().find(|moment| moment.dead_count() == dead);
         self.history.settle(moment.expect("looked at just now"));
+        self.fresh = false;
         Ok(())
     }
 
@@ -387,4 +394,32 @@ pub fn sectors_of(block: &[u8]) -> [u64; 8] {
 /// Whether an error only says that the store failed.
 pub fn is_unavailable(error: &EngineError) -> bool {
     matches!(error.kind, Kind::Unavailable | Kind::Full)
+}
+
+/// Read everything block by block: it is right, or it is called damaged. Result: how many reads
+/// were.
+pub fn look_at_what_is_readable(engine: &Arc<Engine>, wanted: &Pool, context: &str) -> u64 {
+    let names: Vec<String> = engine.list().into_iter().map(|info| info.name).collect();
+    let there: Vec<String> = wanted.things.keys().cloned().collect();
+    assert_eq!(names, there, "{context}");
+    let mut damaged = 0;
+    for (name, thing) in &wanted.things {
+        let device = engine.device(name).expect("it is there");
+        assert_eq!(device.size_bytes(), thing.size_bytes, "{context}: size of {name}");
+        let holes = thing.blocks.keys().map(|index| index + 1);
+        let holes = holes.filter(|index| (index + 1) * BLOCK_BYTES <= thing.size_bytes);
+        for index in thing.blocks.keys().copied().chain(holes) {
+            let length = BLOCK_BYTES.min(thing.size_bytes - index * BLOCK_BYTES);
+            let mut block = vec![0; usize::try_from(length).expect("small")];
+            match device.read(index * BLOCK_BYTES, &mut block) {
+                Ok(()) => {
+                    let found = sectors_of(&block);
+                    assert_eq!(found, thing.sectors(index), "{context}: {name}, block {index}");
+                }
+                Err(error) if error.kind == Kind::Corrupt => damaged += 1,
+                Err(error) => panic!("{context}: {name}, block {index}: {error}"),
+            }
+        }
+    }
+    damaged
 }
