@@ -80,8 +80,8 @@ fn what_took_shed_blocks_is_forgotten_when_it_is_gone() {
 
 /// A footer was written and its sync failed; the pool was opened again, and read the footer out of
 /// the cache. All of the segment's batches were known to be durable, so nothing of it was written
-/// again; but the next checkpoint said that it was sealed, and after a power loss none of its blocks
-/// could be read.
+/// again; but the next checkpoint said that it was sealed, and after a power loss none of its
+/// blocks could be read.
 #[test]
 fn a_footer_that_was_only_read_from_a_cache_is_written_again() {
     for seed in 0..10 {

@@ -370,9 +370,9 @@ impl<'a> Opening<'a> {
             }
             previous = Some(*id);
         }
-        // A footer lies behind the last batch of its segment, and is synced with whatever comes next
-        // in the log. So those before the last durable batch are durable; one right behind it may
-        // only have been read from a cache.
+        // A footer lies behind the last batch of its segment, and is synced with what comes next in
+        // the log. So those before the last durable batch are durable; one right behind it may only
+        // have been read from a cache.
         let durable = self.durable;
         self.footer = footers.into_iter().find(|(last, _)| *last == durable).map(|(_, part)| part);
         let segment = stretch.segments.last().copied().unwrap_or_default();
