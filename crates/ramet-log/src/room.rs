@@ -40,14 +40,18 @@ impl Log {
             let held = self.gate.lock();
             let enough =
                 if contiguous { held.room_for_record(slots) } else { held.room_for_blocks(slots) };
-            (enough, held.growable())
+            let grown = held.growable();
+            let prepared = if contiguous { held.growable_for_record(slots) } else { None };
+            (enough, grown.or(prepared))
         };
         if enough {
             return Ok(());
         }
         if let Some(segment) = growable {
             let from = segment.allocated.load(Ordering::Acquire);
-            let to = from.saturating_add(slots.max(STEP_SLOTS)).min(segment.slots_count);
+            // A record's segment holds its header and the batch's too.
+            let step = slots.saturating_add(2).max(STEP_SLOTS);
+            let to = from.saturating_add(step).min(segment.slots_count);
             allocate(&segment, self.store(), from, to)?;
             segment.allocated.store(to, Ordering::Release);
             return Ok(());

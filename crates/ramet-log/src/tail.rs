@@ -117,12 +117,17 @@ impl Tail {
         false
     }
 
+    /// A prepared segment may be passed over where it is too small: it is then left empty.
     pub(crate) fn room_for_record(&self, slots: u32) -> bool {
-        let next = self
-            .prepared
-            .front()
-            .map_or(0, |segment| segment.allocated.load(Ordering::Acquire).saturating_sub(1));
-        self.room_in_open() > slots || next > slots
+        let holds = |segment: &Arc<Segment>| {
+            segment.allocated.load(Ordering::Acquire).saturating_sub(1) > slots
+        };
+        self.room_in_open() > slots || self.prepared.iter().any(holds)
+    }
+
+    /// A prepared segment that could hold a record if more of it were allocated.
+    pub(crate) fn growable_for_record(&self, slots: u32) -> Option<Arc<Segment>> {
+        self.prepared.iter().find(|segment| segment.slots_count - 1 > slots).cloned()
     }
 
     /// End the open batch: its header goes into its slot, its slots to the write-out.
@@ -312,7 +317,7 @@ impl Tail {
     pub(crate) fn record(&mut self, log: &Log, record: PreparedRecord) -> Position {
         self.close_batch(log);
         let PreparedRecord { payload, slots_count, length_bytes, crc } = record;
-        if self.room_in_open() <= slots_count {
+        while self.room_in_open() <= slots_count {
             self.next_segment(log);
         }
         let small = self.chunk_for_record(log, payload, slots_count);
