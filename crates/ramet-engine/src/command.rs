@@ -152,7 +152,7 @@ impl Prepared {
     fn enact_snapshots(&mut self, gate: InGate<'_>, position: Position) {
         for (volume, snapshot) in &self.snaps {
             *snapshot.head.map_mut(gate) = volume.head.share_map(gate);
-            let (place, living) = (snapshot.fields.id.0, Some(snapshot.living.clone()));
+            let (place, living) = (snapshot.fixed.id.0, Some(snapshot.living.clone()));
             let parent = Parent { position, place, living };
             self.parents_before.push(volume.head.replace_parent(gate, parent));
             snapshot.head.replace_parent(gate, Parent { position, ..Parent::default() });

@@ -284,7 +284,7 @@ impl Engine {
     /// All objects, sorted by name.
     pub fn list(&self) -> Vec<ObjectInfo> {
         let table = self.table.read();
-        table.by_name().map(|object| self.info_in(&table, object)).collect()
+        table.by_name().into_iter().map(|object| self.info_in(&table, object)).collect()
     }
 
     /// One object, by name or UUID.
@@ -374,7 +374,7 @@ impl Engine {
             self.log.store().space_bytes().map_err(ramet_log::LogError::from)?;
         let (mut volumes_count, mut mapped_bytes) = (0, 0u64);
         let table = self.table.read();
-        for object in table.by_name() {
+        for object in table.all() {
             volumes_count += u64::from(object.kind() == ObjectKind::Volume);
             mapped_bytes =
                 mapped_bytes.saturating_add(object.head.map().mapped() * BLOCK_BYTES_U64);
@@ -456,7 +456,7 @@ impl Engine {
     }
 
     fn info_in(&self, table: &Table, object: &Object) -> ObjectInfo {
-        let fields = &object.fields;
+        let fields = &object.fixed;
         let parent = self.space.living_ancestor(object.place());
         ObjectInfo {
             id: fields.id,
@@ -468,7 +468,7 @@ impl Engine {
             created_ns: fields.created_ns,
             parent: parent
                 .and_then(|place| table.get(ObjectId(place)))
-                .map(|parent| parent.fields.uuid),
+                .map(|parent| parent.fixed.uuid),
             source: (!fields.origin_object.is_nil()).then_some(fields.origin_object),
             batch: fields.batch,
             attached_count: object.attached.load(Ordering::Acquire),
@@ -539,7 +539,7 @@ pub struct PoolExports(pub Arc<Engine>);
 impl Exports for PoolExports {
     fn list(&self) -> Vec<Export> {
         let export = |object: &Arc<Object>| Export { name: object.name(), object: object.id().0 };
-        self.0.table.read().by_name().map(export).collect()
+        self.0.table.read().by_name().into_iter().map(export).collect()
     }
 
     fn open(&self, name: &str) -> Result<(Export, Arc<dyn BlockDevice>), EngineError> {

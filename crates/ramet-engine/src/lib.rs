@@ -12,6 +12,7 @@ mod engine;
 mod error;
 mod failure;
 mod head;
+mod ids;
 pub mod lineage;
 pub mod map;
 mod nodes;

@@ -4,9 +4,10 @@
 //! not in the table takes no I/O.
 
 use crate::head::{HeadRef, Heads};
+use crate::ids::IdMap;
 use parking_lot::{Mutex, RwLock};
 use ramet_log::{ObjectId, Position};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use uuid::Uuid;
@@ -70,12 +71,81 @@ pub struct ObjectFields {
     pub unknown: Vec<u8>,
 }
 
+/// What of an object's fields never changes. Small: there may be a million of them.
+pub(crate) struct Fixed {
+    pub(crate) id: ObjectId,
+    pub(crate) uuid: Uuid,
+    pub(crate) batch: Uuid,
+    pub(crate) created_ns: u64,
+    pub(crate) origin_object: Uuid,
+    parent: ObjectId,
+    origin_log: Uuid,
+    origin_position: Position,
+    rare: Option<Box<Rare>>,
+}
+
+/// Fields that few objects have.
+struct Rare {
+    serial: u64,
+    lock_mode: u8,
+    lock_until_ns: u64,
+    delete_after_ns: u64,
+    unknown: Vec<u8>,
+}
+
+impl Fixed {
+    fn new(fields: &mut ObjectFields) -> Self {
+        let ObjectFields { serial, lock_mode, lock_until_ns, delete_after_ns, .. } = *fields;
+        let unknown = std::mem::take(&mut fields.unknown);
+        let common = (serial, lock_mode, lock_until_ns, delete_after_ns) == (0, 0, 0, 0);
+        let rare = (!common || !unknown.is_empty())
+            .then(|| Box::new(Rare { serial, lock_mode, lock_until_ns, delete_after_ns, unknown }));
+        Fixed {
+            id: fields.id,
+            uuid: fields.uuid,
+            batch: fields.batch,
+            created_ns: fields.created_ns,
+            origin_object: fields.origin_object,
+            parent: fields.parent,
+            origin_log: fields.origin_log,
+            origin_position: fields.origin_position,
+            rare,
+        }
+    }
+
+    pub(crate) fn is_locked(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.lock_mode != 0)
+    }
+
+    /// All that is here, as fields.
+    fn fields(&self) -> ObjectFields {
+        let mut fields = ObjectFields {
+            id: self.id,
+            uuid: self.uuid,
+            batch: self.batch,
+            created_ns: self.created_ns,
+            origin_object: self.origin_object,
+            parent: self.parent,
+            origin_log: self.origin_log,
+            origin_position: self.origin_position,
+            ..ObjectFields::default()
+        };
+        if let Some(rare) = &self.rare {
+            (fields.serial, fields.lock_mode) = (rare.serial, rare.lock_mode);
+            (fields.lock_until_ns, fields.delete_after_ns) =
+                (rare.lock_until_ns, rare.delete_after_ns);
+            fields.unknown.clone_from(&rare.unknown);
+        }
+        fields
+    }
+}
+
 /// A living volume or snapshot.
 pub(crate) struct Object {
-    pub(crate) fields: ObjectFields,
+    pub(crate) fixed: Fixed,
     frozen: AtomicBool,
-    name: RwLock<String>,
-    attributes: RwLock<Vec<u8>>,
+    name: RwLock<Arc<str>>,
+    attributes: RwLock<Box<[u8]>>,
     size_bytes: AtomicU64,
     pub(crate) head: HeadRef,
     heads: Arc<Heads>,
@@ -130,15 +200,15 @@ impl Drop for Object {
 
 impl Object {
     pub(crate) fn new(
-        fields: ObjectFields,
+        mut fields: ObjectFields,
         kind: ObjectKind,
         head: HeadRef,
         heads: Arc<Heads>,
     ) -> Self {
         Object {
             frozen: AtomicBool::new(kind == ObjectKind::Snapshot),
-            name: RwLock::new(fields.name.clone()),
-            attributes: RwLock::new(fields.attributes.clone()),
+            name: RwLock::new(fields.name.as_str().into()),
+            attributes: RwLock::new(std::mem::take(&mut fields.attributes).into()),
             size_bytes: AtomicU64::new(fields.size_bytes),
             place: AtomicU64::new(fields.id.0),
             head,
@@ -147,7 +217,7 @@ impl Object {
             attached: AtomicU32::new(0),
             deleted: AtomicBool::new(false),
             changed: AtomicBool::new(false),
-            fields,
+            fixed: Fixed::new(&mut fields),
         }
     }
 
@@ -158,7 +228,7 @@ impl Object {
             kind: Some(self.kind()),
             size_bytes: self.size_bytes(),
             attributes: self.attributes(),
-            ..self.fields.clone()
+            ..self.fixed.fields()
         }
     }
 
@@ -172,7 +242,7 @@ impl Object {
     }
 
     pub(crate) fn id(&self) -> ObjectId {
-        self.fields.id
+        self.fixed.id
     }
 
     pub(crate) fn kind(&self) -> ObjectKind {
@@ -188,14 +258,19 @@ impl Object {
     }
 
     pub(crate) fn attributes(&self) -> Vec<u8> {
-        self.attributes.read().clone()
+        self.attributes.read().to_vec()
     }
 
     pub(crate) fn set_attributes(&self, attributes: &[u8]) {
-        *self.attributes.write() = attributes.to_vec();
+        *self.attributes.write() = attributes.into();
     }
 
     pub(crate) fn name(&self) -> String {
+        self.name.read().to_string()
+    }
+
+    /// The name, shared with whoever keeps it.
+    fn shared_name(&self) -> Arc<str> {
         self.name.read().clone()
     }
 
@@ -249,24 +324,31 @@ pub struct ObjectInfo {
 /// The living objects and their names.
 #[derive(Default)]
 pub(crate) struct Table {
-    objects: HashMap<ObjectId, Arc<Object>>,
-    names: BTreeMap<String, ObjectId>,
+    objects: IdMap<ObjectId, Arc<Object>>,
+    names: HashMap<Arc<str>, ObjectId>,
     uuids: HashMap<Uuid, ObjectId>,
 }
 
 impl Table {
+    /// Make room for so many more, at once.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        self.objects.reserve(count);
+        self.names.reserve(count);
+        self.uuids.reserve(count);
+    }
+
     pub(crate) fn insert(&mut self, object: Arc<Object>) {
         let id = object.id();
-        let taken = self.names.insert(object.name(), id);
+        let taken = self.names.insert(object.shared_name(), id);
         assert!(taken.is_none(), "a name is checked before its object is made");
-        self.uuids.insert(object.fields.uuid, id);
+        self.uuids.insert(object.fixed.uuid, id);
         self.objects.insert(id, object);
     }
 
     pub(crate) fn remove(&mut self, id: ObjectId) -> Option<Arc<Object>> {
         let object = self.objects.remove(&id)?;
-        self.names.remove(&object.name());
-        self.uuids.remove(&object.fields.uuid);
+        self.names.remove(&*object.name.read());
+        self.uuids.remove(&object.fixed.uuid);
         Some(object)
     }
 
@@ -274,9 +356,10 @@ impl Table {
         let Some(object) = self.objects.get(&id) else {
             return;
         };
-        self.names.remove(&object.name());
-        *object.name.write() = name.to_string();
-        self.names.insert(name.to_string(), id);
+        let name: Arc<str> = name.into();
+        let before = std::mem::replace(&mut *object.name.write(), name.clone());
+        self.names.remove(&before);
+        self.names.insert(name, id);
     }
 
     pub(crate) fn get(&self, id: ObjectId) -> Option<&Arc<Object>> {
@@ -293,8 +376,17 @@ impl Table {
         self.names.contains_key(name)
     }
 
-    pub(crate) fn by_name(&self) -> impl Iterator<Item = &Arc<Object>> {
-        self.names.values().filter_map(|id| self.objects.get(id))
+    /// All objects, in any order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values()
+    }
+
+    /// All objects, sorted by name.
+    pub(crate) fn by_name(&self) -> Vec<&Arc<Object>> {
+        let mut names: Vec<(&str, ObjectId)> =
+            self.names.iter().map(|(name, id)| (&**name, *id)).collect();
+        names.sort_unstable();
+        names.into_iter().filter_map(|(_, id)| self.objects.get(&id)).collect()
     }
 
     pub(crate) fn count(&self) -> usize {

@@ -5,6 +5,7 @@
 //! nothing. Slots are only counted dead here: giving bytes back is not part of this version.
 
 use crate::head::{HeadRef, Parent};
+use crate::ids::IdMap;
 use crate::lineage::{Lineage, PlaceId, PlaceImage, Shed};
 use crate::map::{self, Map, Missing, Node};
 use crate::nodes::Nodes;
@@ -61,7 +62,7 @@ pub(crate) struct SpaceImage {
 struct State {
     lineage: Lineage,
     /// Heads of living places.
-    heads: HashMap<PlaceId, HeadRef>,
+    heads: IdMap<PlaceId, HeadRef>,
     dead: Dead,
     /// What waits for a command under way, in order.
     waiting: Vec<Pending>,
@@ -148,7 +149,7 @@ impl Space {
     pub(crate) fn restore(
         &self,
         lineage: Lineage,
-        heads: HashMap<PlaceId, HeadRef>,
+        heads: IdMap<PlaceId, HeadRef>,
         dead: impl Iterator<Item = (SegmentId, Vec<u64>)>,
     ) {
         let state = &mut *self.state.lock();

@@ -260,7 +260,7 @@ impl Engine {
             }
         }
         check_detached(&objects)?;
-        if let Some(locked) = objects.iter().find(|object| object.fields.lock_mode != 0) {
+        if let Some(locked) = objects.iter().find(|object| object.fixed.is_locked()) {
             return Err(EngineError::new(
                 Kind::Conflict,
                 "object_locked",
@@ -383,7 +383,7 @@ impl Engine {
 
     fn set_origin(&self, object: &mut ObjectFields, source: &Arc<Object>) {
         object.parent = ObjectId(source.place());
-        object.origin_object = source.fields.uuid;
+        object.origin_object = source.fixed.uuid;
         object.origin_log = self.log_uuid;
     }
 

@@ -2,8 +2,9 @@
 
 use super::image::{FileEntry, decode_file, decode_place};
 use super::{ROOT_FILES, ROOT_LINEAGE, ROOT_OBJECTS, Result, Roots};
-use crate::head::{Heads, InGate, Parent};
-use crate::lineage::Lineage;
+use crate::head::{HeadRef, Heads, InGate, Parent};
+use crate::ids::IdMap;
+use crate::lineage::{Lineage, LivingPlace, PlaceId};
 use crate::nodes::{NodeFiles, Nodes, tree};
 use crate::object::{Object, ObjectKind, Table};
 use crate::record::Item;
@@ -11,9 +12,9 @@ use crate::space::Space;
 use crate::{EngineError, Kind};
 use ramet_log::format::node::{NodeFileKind, place};
 use ramet_log::format::superblock::{Commit, NodeReference};
-use ramet_log::{Known, SegmentId};
+use ramet_log::{Known, Position, SegmentId};
 use ramet_store::Store;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -90,7 +91,7 @@ pub(crate) fn objects(
         })?;
     }
     let lineage = Lineage::restore(places).ok_or_else(|| contradiction("lineage", 0))?;
-    let mut loader = Loader { nodes, lineage: &lineage, heads, table, by_place: HashMap::new() };
+    let mut loader = Loader::new(nodes, &lineage, heads, table, &roots);
     if let Some(root) = &roots.objects {
         tree::scan(&read, root, &mut |_| {}, &mut |key, value| {
             let item = Item::decode(value).ok().filter(|item| item.object.id.0 == key);
@@ -98,8 +99,7 @@ pub(crate) fn objects(
             loader.object(item).ok_or_else(|| contradiction("objects", key))
         })?;
     }
-    let by_place = loader.hang();
-    let heads = by_place.into_iter().map(|(place, object)| (place, object.head.clone())).collect();
+    let heads = loader.hang();
     space.restore(lineage, heads, dead.into_iter());
     Ok(())
 }
@@ -109,46 +109,76 @@ struct Loader<'a> {
     lineage: &'a Lineage,
     heads: &'a Arc<Heads>,
     table: &'a mut Table,
-    by_place: HashMap<u64, Arc<Object>>,
+    fresh: Vec<HeadRef>,
+    /// Heads by place, for the tree of lineage.
+    by_place: IdMap<PlaceId, HeadRef>,
+    /// Volumes whose parents are not told yet: the parent's number, id and position.
+    waiting: Vec<(HeadRef, u32, PlaceId, Position)>,
+    /// Whether a place is living, by its number; for those that have children.
+    flags: Vec<Option<Arc<AtomicBool>>>,
 }
 
-impl Loader<'_> {
-    fn object(&mut self, item: Item) -> Option<()> {
-        let Item { object: fields, root, place, .. } = item;
-        let kind = fields.kind?;
-        if !self.lineage.is_living(place) || self.table.is_taken(&fields.name) {
-            return None;
+impl<'a> Loader<'a> {
+    fn new(
+        nodes: &'a Nodes,
+        lineage: &'a Lineage,
+        heads: &'a Arc<Heads>,
+        table: &'a mut Table,
+        roots: &Roots,
+    ) -> Self {
+        let count = roots.objects.map_or(0, |root| usize::try_from(root.mapped).unwrap_or(0));
+        let mut by_place = IdMap::default();
+        by_place.reserve(count);
+        table.reserve(count);
+        Loader {
+            nodes,
+            lineage,
+            heads,
+            table,
+            fresh: heads.take(count),
+            by_place,
+            waiting: Vec::new(),
+            flags: vec![None; lineage.numbers_end()],
         }
-        let head = self.heads.take(1).pop().expect("one was asked for");
-        let object = Arc::new(Object::new(fields, kind, head, self.heads.clone()));
-        object.set_place(place);
-        if let Some((root, height)) = root {
-            *object.head.map_mut(InGate::replaying()) = self.nodes.map(&root, height);
-        }
-        self.table.insert(object.clone());
-        self.by_place.insert(place, object).is_none().then_some(())
     }
 
-    /// Tell every head its parent. Result: objects by place.
-    fn hang(self) -> HashMap<u64, Arc<Object>> {
-        // Parents that are not living are one flag for each, shared by their children.
-        let mut gone: HashMap<u64, Arc<AtomicBool>> = HashMap::new();
-        for (place, object) in &self.by_place {
-            let own = self.lineage.position_of(*place);
-            let parent = match (object.kind(), own, self.lineage.parent_of(*place)) {
-                (ObjectKind::Snapshot, position, _) => {
-                    Parent { position: position.unwrap_or_default(), ..Parent::default() }
-                }
-                (ObjectKind::Volume, _, Some((id, position, living))) => {
-                    let flag = match self.by_place.get(&id) {
-                        Some(parent) if living => parent.living.clone(),
-                        Some(_) | None => gone.entry(id).or_default().clone(),
-                    };
-                    Parent { position, place: id, living: Some(flag) }
-                }
-                (ObjectKind::Volume, _, None) => Parent::default(),
-            };
-            object.head.replace_parent(InGate::replaying(), parent);
+    fn object(&mut self, item: Item) -> Option<()> {
+        let Item { object: fields, root, place: id, .. } = item;
+        let kind = fields.kind?;
+        let LivingPlace { number, position, parent, has_children } = self.lineage.living(id)?;
+        if self.table.is_taken(&fields.name) || self.table.get(fields.id).is_some() {
+            return None;
+        }
+        let head = self.fresh.pop()?;
+        if let Some((root, height)) = root {
+            *head.map_mut(InGate::replaying()) = self.nodes.map(&root, height);
+        }
+        match (kind, parent) {
+            (ObjectKind::Snapshot, _) => {
+                let own = Parent { position: position?, ..Parent::default() };
+                head.replace_parent(InGate::replaying(), own);
+            }
+            (ObjectKind::Volume, Some((number, id, position))) => {
+                self.waiting.push((head.clone(), number, id, position));
+            }
+            (ObjectKind::Volume, None) => {}
+        }
+        let object = Arc::new(Object::new(fields, kind, head.clone(), self.heads.clone()));
+        object.set_place(id);
+        if has_children {
+            self.flags[number as usize] = Some(object.living.clone());
+        }
+        self.table.insert(object);
+        self.by_place.insert(id, head).is_none().then_some(())
+    }
+
+    /// Tell every head its parent. Result: heads by place.
+    fn hang(mut self) -> IdMap<PlaceId, HeadRef> {
+        for (head, number, place, position) in self.waiting {
+            // A parent that is not living has one flag for all its children.
+            let living = self.flags[number as usize].get_or_insert_default().clone();
+            let parent = Parent { position, place, living: Some(living) };
+            head.replace_parent(InGate::replaying(), parent);
         }
         self.by_place
     }

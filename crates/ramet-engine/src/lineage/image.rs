@@ -31,6 +31,16 @@ pub(crate) struct PlaceImage {
     pub(crate) state: PlaceState,
 }
 
+/// See `Lineage::living`.
+pub(crate) struct LivingPlace {
+    pub(crate) number: u32,
+    /// `None`: a volume's moving end.
+    pub(crate) position: Option<Position>,
+    /// Its parent: number, id, position.
+    pub(crate) parent: Option<(u32, PlaceId, Position)>,
+    pub(crate) has_children: bool,
+}
+
 impl Lineage {
     /// Places that changed since this was last asked; `Err` with the number of one that went.
     pub(crate) fn take_changes(&mut self) -> Vec<Result<PlaceImage, u32>> {
@@ -75,6 +85,7 @@ impl Lineage {
     /// What volumes shed from here on goes to dying places of its own.
     pub(crate) fn restore(images: Vec<PlaceImage>) -> Option<Self> {
         let mut this = Lineage::default();
+        this.tree.reserve(images.len());
         let mut dying = Vec::new();
         for image in images {
             let seat = Seat::of_number(image.number)?;
@@ -130,14 +141,22 @@ impl Lineage {
         Some((parent.id, parent.position?, living))
     }
 
-    /// A place's own position; `None` for a volume's moving end, and where there is none.
-    pub(crate) fn position_of(&self, id: PlaceId) -> Option<Position> {
-        self.tree.place(self.tree.find(id)?).position
+    /// A living place, as its object has to know it; `None` where it is not living.
+    pub(crate) fn living(&self, id: PlaceId) -> Option<LivingPlace> {
+        let seat = self.tree.find(id)?;
+        let place = self.tree.place(seat);
+        let parent = self.tree.parent(seat).map(|parent| {
+            let place = self.tree.place(parent);
+            (parent.number(), place.id, place.position.unwrap_or_default())
+        });
+        let number = seat.number();
+        let has_children = self.tree.first_child(seat).is_some();
+        let living = matches!(place.state, State::Living);
+        living.then_some(LivingPlace { number, position: place.position, parent, has_children })
     }
 
-    /// Whether a place is living.
-    pub(crate) fn is_living(&self, id: PlaceId) -> bool {
-        let seat = self.tree.find(id);
-        seat.is_some_and(|seat| matches!(self.tree.place(seat).state, State::Living))
+    /// Numbers of places are below this.
+    pub(crate) fn numbers_end(&self) -> usize {
+        self.tree.seats_count() + 1
     }
 }

@@ -10,7 +10,7 @@ mod around;
 mod image;
 mod tree;
 
-pub(crate) use image::{PlaceImage, PlaceState};
+pub(crate) use image::{LivingPlace, PlaceImage, PlaceState};
 
 use crate::map::{Map, Missing, Node};
 use ramet_log::{Locator, Position};

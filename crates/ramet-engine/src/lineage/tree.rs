@@ -5,9 +5,10 @@
 //! and its siblings next to it only.
 
 use super::{NONE, PlaceId};
+use crate::ids::IdMap;
 use crate::map::Map;
 use ramet_log::Position;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 
 /// Where a place is kept; used again when the place is taken out of the tree.
@@ -78,7 +79,7 @@ impl Place {
 pub(super) struct Tree {
     places: Vec<Place>,
     free: Vec<Seat>,
-    seats: HashMap<PlaceId, Seat>,
+    seats: IdMap<PlaceId, Seat>,
     families_last: u64,
     /// Seats whose places changed since this was last asked.
     changed: HashSet<Seat>,
@@ -100,6 +101,11 @@ impl Seat {
 }
 
 impl Tree {
+    /// Seats there are, taken or not.
+    pub(super) fn seats_count(&self) -> usize {
+        self.places.len()
+    }
+
     /// Places in the tree.
     pub(super) fn count(&self) -> usize {
         self.places.len() - self.free.len()
@@ -134,7 +140,7 @@ impl Tree {
 
     /// The seats whose places changed since this was last asked.
     pub(super) fn take_changed(&mut self) -> Vec<Seat> {
-        self.changed.drain().collect()
+        std::mem::take(&mut self.changed).into_iter().collect()
     }
 
     pub(super) fn mark_changed(&mut self, seats: impl Iterator<Item = Seat>) {
@@ -309,6 +315,12 @@ impl Tree {
             }
         }
         reached == taken
+    }
+
+    /// Make room for so many, at once.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.places.reserve(count);
+        self.seats.reserve(count);
     }
 
     pub(super) fn restored(

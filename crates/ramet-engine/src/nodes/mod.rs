@@ -13,10 +13,11 @@ pub(crate) use files::NodeFiles;
 pub(crate) use writer::{NodeWriter, WriterState};
 
 use crate::EngineError;
+use crate::ids::IdMap;
 use crate::map::{Map, Missing, Node, disk};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use ramet_log::format::superblock::NodeReference;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -37,7 +38,7 @@ struct Clock {
 /// Nodes by address. Weak: who needs a node holds it.
 #[derive(Default)]
 struct Interned {
-    nodes: HashMap<u64, Weak<Node>>,
+    nodes: IdMap<u64, Weak<Node>>,
     purge_at: usize,
 }
 

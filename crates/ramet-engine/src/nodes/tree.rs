@@ -52,13 +52,15 @@ fn open(bytes: &[u8]) -> Option<(u8, Content)> {
 }
 
 fn read_node(read: &Read<'_>, reference: &NodeReference) -> Result<(u8, Content)> {
-    open(&read(reference)?).ok_or_else(|| {
-        let text = format!(
-            "tree node {:#x} is not what its parent says; hint: `ramet check` names it",
-            reference.address
-        );
-        EngineError::new(Kind::Corrupt, "node_damaged", text)
-    })
+    open(&read(reference)?).ok_or_else(|| misread(reference))
+}
+
+fn misread(reference: &NodeReference) -> EngineError {
+    let text = format!(
+        "tree node {:#x} is not what its parent says; hint: `ramet check` names it",
+        reference.address
+    );
+    EngineError::new(Kind::Corrupt, "node_damaged", text)
 }
 
 /// Show every entry, in order of keys; `visit` is told every node first.
@@ -69,12 +71,22 @@ pub(crate) fn scan(
     see: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     visit(root);
-    match read_node(read, root)?.1 {
-        Content::Leaf(entries) => entries.iter().try_for_each(|(key, value)| see(*key, value)),
-        Content::Inner(children) => {
-            children.iter().try_for_each(|(_, child)| scan(read, child, visit, see))
-        }
+    let bytes = read(root)?;
+    let mut from = Reader::new(&bytes, 0);
+    let header = NodeHeader::decode(&mut from, bytes.len()).ok_or_else(|| misread(root))?;
+    if header.kind != NodeKind::TreeLeaf {
+        let Some((_, Content::Inner(children))) = open(&bytes) else { return Err(misread(root)) };
+        return children.iter().try_for_each(|(_, child)| scan(read, child, visit, see));
     }
+    let mut entry = || {
+        let (key, length) = (from.u64()?, from.u32()?);
+        Some((key, from.take(usize::try_from(length).ok()?)?))
+    };
+    for _ in 0..header.count {
+        let (key, value) = entry().ok_or_else(|| misread(root))?;
+        see(key, value)?;
+    }
+    Ok(())
 }
 
 /// Apply changes, sorted by key, each key once. Result: the new root; `None` for an empty tree.
