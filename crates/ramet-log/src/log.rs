@@ -234,14 +234,6 @@ impl Log {
         segments.values().filter(wanted).map(entry).collect()
     }
 
-    /// A checkpoint that took these entries came to nothing.
-    pub fn segments_changed(&self, ids: impl Iterator<Item = SegmentId>) {
-        let segments = self.segments.read();
-        for segment in ids.filter_map(|id| segments.get(&id)) {
-            segment.changed.store(true, Ordering::Release);
-        }
-    }
-
     /// The newest commit record.
     pub fn newest_commit(&self) -> Commit {
         self.superblock.lock().clone()

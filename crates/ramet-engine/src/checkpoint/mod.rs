@@ -225,12 +225,10 @@ impl Engine {
         let numbers = capture.space.places.iter();
         let numbers = numbers.map(|place| place.as_ref().map_or_else(|gone| *gone, |it| it.number));
         self.space.unimage(numbers, capture.space.dead.keys().copied());
-        self.log.segments_changed(capture.space.segments.iter().map(|entry| entry.id));
     }
 
     fn write_capture(&self, state: &mut Checkpoints, capture: &Capture) -> Result<()> {
-        // Footers too: what the file table calls sealed must be.
-        self.log.commit(capture.cut.sequence)?;
+        // Up to the cut at least. Footers too: what the file table calls sealed must be.
         self.log.sync_footers()?;
         let nodes = &*self.nodes;
         let mut roots = state.roots;
