@@ -3,10 +3,11 @@
 
 mod crash;
 
+use crash::damage_newer_slot;
 use crash::run::Run;
 use crash::script::{Step, create, delete, snapshot_of, write};
 use ramet_engine::{Engine, Kind};
-use ramet_store::{Fault, Kept, Operation, When};
+use ramet_store::{Fault, Kept, Operation, Store, When};
 use std::sync::Arc;
 
 /// A pool with a volume of 4096 blocks, some of them written.
@@ -111,5 +112,106 @@ fn a_node_that_cannot_be_read_in_replay_is_not_a_damaged_log() {
         // The older slot's files are looked at to know which are nobody's: without them none is.
         let Err(error) = opened.map(drop) else { continue };
         assert_eq!((error.kind, error.code), (Kind::Unavailable, "pool_io_failed"), "read {read}");
+    }
+}
+
+/// The pool of `run`, after a checkpoint and with something for the next one in every tree.
+fn between_checkpoints() -> Run {
+    let mut run = run();
+    let clone = |name: &str| {
+        let names = vec![name.to_string()];
+        Step::Clone { source: "s".into(), names, sectors: 8 * 4096 }
+    };
+    run.steps(&[snapshot_of("a", "s"), clone("c"), clone("d"), Step::Checkpoint]);
+    run.steps(&[write("a", 0, 30, 3000), write("c", 2000, 30, 5000), delete("d"), delete("s")]);
+    run.steps(&[create("e", 100), write("e", 0, 9, 7000)]);
+    // Leaves of many runs, so that their nodes take several pages.
+    for block in (0..4096).step_by(4) {
+        run.steps(&[write("c", block, 1, 20_000 + 16 * block)]);
+    }
+    run.steps(&[Step::Flush]);
+    run
+}
+
+/// What is there, and after the next checkpoint, and when only the older slot is well.
+fn check_next_checkpoint(run: &mut Run) {
+    let context = run.context.clone();
+    assert_eq!(run.engine().stats().expect("looked at").poisoned, "", "{context}");
+    run.resync().unwrap_or_else(|error| panic!("{context}: {error}"));
+    run.steps(&[write("a", 100, 3, 8000), Step::Checkpoint, Step::Kill]);
+    let lost = run.lose_power(Kept::Nothing);
+    lost.unwrap_or_else(|error| panic!("{context}, power lost: {error}"));
+    run.steps(&[write("a", 200, 3, 9000), Step::Flush]);
+    let store = run.store.crash(Kept::Nothing);
+    damage_newer_slot(&store);
+    let mut older = run.survivor(store, "newer slot damaged");
+    older.reopen().unwrap_or_else(|error| panic!("{}: {error}", older.context));
+    older.steps(&[Step::Checkpoint, Step::Close, Step::Close]);
+}
+
+/// A checkpoint that finds no room leaves everything to the next one: nodes that have no place are
+/// not taken for stored, node files that were begun get into the file table, and the pool is not
+/// poisoned.
+#[test]
+fn a_checkpoint_without_room_leaves_everything_to_the_next() {
+    // With the files of the checkpoint before, and with fresh ones.
+    for steps in [&[][..], &[Step::Kill]] {
+        let mut failed = 0;
+        for room in 0.. {
+            let mut run = between_checkpoints();
+            run.context = format!("{steps:?}, {room} pages of room");
+            run.steps(steps);
+            let (free, all) = run.store.space_bytes().expect("looked at");
+            run.store.set_capacity(Some(all - free + room * 4096));
+            match run.step(&Step::Checkpoint) {
+                Err(error) => assert_eq!(error.kind, Kind::Full, "{}: {error}", run.context),
+                Ok(()) => break,
+            }
+            failed += 1;
+            run.store.set_capacity(None);
+            check_next_checkpoint(&mut run);
+        }
+        assert!(failed > 2, "{failed}, {steps:?}: there was room at once");
+    }
+}
+
+/// A checkpoint that cannot read what it wants to change leaves everything to the next one.
+#[test]
+fn a_checkpoint_that_cannot_read_leaves_everything_to_the_next() {
+    let mut failed = 0;
+    for read in 0.. {
+        let mut run = between_checkpoints();
+        run.context = format!("read {read} fails");
+        // So that nothing is in memory but what was replayed.
+        run.steps(&[Step::Kill]);
+        let first = run.store.count(Operation::Read);
+        run.store.plan(When::Nth(Operation::Read, first + read), Fault::Error);
+        match run.step(&Step::Checkpoint) {
+            Err(error) => assert_eq!(error.kind, Kind::Unavailable, "{}: {error}", run.context),
+            Ok(()) => break,
+        }
+        failed += 1;
+        check_next_checkpoint(&mut run);
+    }
+    assert!(failed > 2, "nothing was read");
+}
+
+/// Opening removes files that neither slot reaches. Where it cannot read what the older one
+/// reaches, it has to leave them all: the newer one may be damaged by the next time.
+#[test]
+fn files_that_the_older_slot_may_reach_are_kept_when_it_cannot_be_read() {
+    let mut run = between_checkpoints();
+    run.steps(&[Step::Close, write("a", 100, 3, 8000), Step::Checkpoint]);
+    run.kill();
+    let whole = Arc::new(run.store.crash(Kept::Everything));
+    drop(Engine::open_in(whole.clone(), false, run.settings.clone()).expect("opened"));
+    for read in 0..whole.count(Operation::Read) {
+        let store = Arc::new(run.store.crash(Kept::Everything));
+        store.plan(When::Nth(Operation::Read, read), Fault::Error);
+        drop(Engine::open_in(store.clone(), false, run.settings.clone()));
+        let store = store.crash(Kept::Everything);
+        damage_newer_slot(&store);
+        let mut older = run.survivor(store, &format!("read {read} fails, newer slot damaged"));
+        older.reopen().unwrap_or_else(|error| panic!("{}: {error}", older.context));
     }
 }

@@ -6,7 +6,10 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
+use ramet_store::{FaultStore, Store};
+
 pub mod model;
+pub mod process;
 pub mod run;
 pub mod script;
 
@@ -26,6 +29,19 @@ impl Random {
     pub fn pick<T: Clone>(&mut self, items: &[T]) -> T {
         items[self.small(items.len())].clone()
     }
+}
+
+/// Damage the newer slot of the superblock, as a torn write would.
+pub fn damage_newer_slot(store: &FaultStore) {
+    let file = store.open("superblock", false).expect("opened");
+    let number = |slot: u64| {
+        let mut bytes = [0; 8];
+        // The commit's number: docs/internals/format.md, "The superblock".
+        file.read_at(&mut bytes, slot * 4096 + 24).expect("read");
+        u64::from_le_bytes(bytes)
+    };
+    let newer = u64::from(number(1) > number(0));
+    store.flip_bit("superblock", newer * 4096 + 300, 3).expect("flipped");
 }
 
 /// About `count` of the numbers of a range, all where they are few.

@@ -6,6 +6,7 @@
 
 use super::Random;
 use super::model::{Atom, BLOCK_BYTES, Block, Pool, SECTOR_BYTES, Thing};
+use super::process::{Life, Process};
 use super::script::{EMPTY, Script, Step};
 use ramet_engine::{Engine, EngineError, Kind, ObjectKind, Settings, Stats};
 use ramet_store::{FaultStore, Kept};
@@ -111,6 +112,8 @@ pub struct Run {
     /// Whether the pool was opened and not looked at yet.
     fresh: bool,
     clock: Instant,
+    /// Of the process that has the pool open.
+    pub life: Arc<Life>,
     /// Names script and moment when something is wrong.
     pub context: String,
 }
@@ -119,7 +122,7 @@ pub struct Run {
 pub fn settings(seed: u64) -> Settings {
     let mut random = Random(seed.wrapping_add(1 << 40));
     Settings {
-        node_budget_bytes: random.pick(&[8 << 10, 16 << 10, 64 << 10]),
+        node_budget_bytes: random.pick(&[2 << 10, 8 << 10, 64 << 10]),
         checkpoint_log_bytes: random.pick(&[300 << 10, 1 << 20, 1 << 30]),
         checkpoint_batches: random.pick(&[7, 20, 1 << 20]),
         checkpoint_every: Duration::from_secs(1 << 20),
@@ -156,6 +159,7 @@ impl Run {
             totals: Totals::default(),
             fresh: true,
             clock: Instant::now(),
+            life: Life::new(),
             context: format!("script {seed}"),
         };
         run.reopen().expect("opened");
@@ -174,6 +178,7 @@ impl Run {
             totals: Totals::default(),
             fresh: true,
             clock: self.clock,
+            life: Life::new(),
             context: format!("{}, {context}", self.context),
         }
     }
@@ -272,7 +277,8 @@ impl Run {
             Step::Checkpoint => engine.checkpoint().map(drop),
             Step::Idle { times } => (0..*times).try_for_each(|_| {
                 self.clock += Duration::from_secs(2);
-                engine.step(self.clock).map(drop)
+                engine.step(self.clock)?;
+                engine.step_checkpoint(self.clock).map(drop)
             }),
             Step::Close | Step::Kill => unreachable!("seen to above"),
         }
@@ -292,8 +298,8 @@ impl Run {
     pub fn reopen(&mut self) -> Result<()> {
         self.kill();
         self.fresh = true;
-        let engine = Engine::open_in(self.store.clone(), false, self.settings.clone())?;
-        self.engine = Some(engine);
+        let process = Process::new(self.store.clone(), self.life.clone());
+        self.engine = Some(Engine::open_in(Arc::new(process), false, self.settings.clone())?);
         self.resync()
     }
 
