@@ -19,8 +19,9 @@ if TYPE_CHECKING:
         ReadOnlyError,
         UnavailableError,
     )
-    from ramet.pool import NbdServer, Pool, Snapshot, Volume, create, open  # noqa: A004
-    from ramet.records import ObjectRecord
+    from ramet.pool import NbdServer, Pool, Snapshot, Volume, accept_loss, create
+    from ramet.pool import open as open  # noqa: A004
+    from ramet.records import LossReport, ObjectRecord
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "FullError",
     "InternalError",
     "InvalidError",
+    "LossReport",
     "NbdServer",
     "NotFoundError",
     "ObjectRecord",
@@ -40,6 +42,7 @@ __all__ = [
     "Snapshot",
     "UnavailableError",
     "Volume",
+    "accept_loss",
     "create",
     "open",
 ]
@@ -52,7 +55,7 @@ def __getattr__(name: str) -> object:
 
     if name.endswith("Error"):
         home = "ramet.errors"
-    elif name.endswith("Record"):
+    elif name.endswith(("Record", "Report")):
         home = "ramet.records"
     else:
         home = "ramet.pool"

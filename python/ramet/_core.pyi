@@ -4,11 +4,11 @@ Only `ramet.pool` imports it; prose for users is there.
 """
 
 import builtins
-from typing import final
+from typing import Any, final
 
 from typing_extensions import Buffer
 
-__all__ = ["Device", "NbdServer", "Object", "Pool", "version"]
+__all__ = ["Device", "NbdServer", "Object", "Pool", "accept_loss", "version"]
 
 @final
 class Object:
@@ -150,5 +150,11 @@ class Pool:
         """By name or UUID, for use in this process; does not count as attached."""
     def serve_nbd(self, socket_path: str) -> NbdServer:
         """Serve all objects by name. Replaces a stale socket; mode 0600."""
+
+def accept_loss(path: str) -> dict[str, Any] | None:
+    """Open a pool whose log is damaged at the last batch that can be followed, and close it.
+
+    Result: what was lost, the fields of `LossReport`; None where nothing is damaged.
+    """
 
 def version() -> str: ...

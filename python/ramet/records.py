@@ -76,6 +76,67 @@ class ObjectRecord(NamedTuple):
         )
 
 
+class LostObject(NamedTuple):
+    """An object that changed behind the place where a damaged log ends now."""
+
+    name: str
+    """Its name; where it is gone, the name it was made with, or empty where that is not known."""
+    id: int
+    is_gone: bool
+    """Whether it was made there: it is not in the pool any more."""
+    ranges: list[tuple[int, int]]
+    """Where its writes and trims were lost: first byte and length, in order."""
+
+
+class LostCommand(NamedTuple):
+    """A command that did not happen."""
+
+    verb: str
+    names: list[str]
+
+
+class LossReport(NamedTuple):
+    """What was lost when a damaged log was accepted."""
+
+    text: str
+    """All of it for people, some lines."""
+    damage: str
+    kept_sequence: int
+    """The last batch of the log that is kept."""
+    durable_sequence: int
+    """The last batch that is known to have been there."""
+    unread_count: int
+    """Batches between both that cannot be read: what they did is not known."""
+    missing_segments: list[str]
+    """Segments without a file: reads of blocks in them raise CorruptError."""
+    directory: str
+    """Where the rest of the log is kept, relative to the pool; empty: there is none."""
+    files: list[str]
+    objects: list[LostObject]
+    commands: list[LostCommand]
+
+    def to_json(self) -> dict[str, object]:
+        """Give the report as a dictionary that `json.dumps` takes."""
+        objects = [
+            {
+                **item._asdict(),
+                "ranges": [
+                    {"offset_bytes": first, "length_bytes": length} for first, length in item.ranges
+                ],
+            }
+            for item in self.objects
+        ]
+        commands = [item._asdict() for item in self.commands]
+        return {**self._asdict(), "objects": objects, "commands": commands}
+
+    @classmethod
+    def from_core(cls, told: Mapping[str, Any]) -> "LossReport":
+        """Read what the core tells."""
+        objects = [LostObject(*item) for item in told["objects"]]
+        commands = [LostCommand(*item) for item in told["commands"]]
+        return cls(**{**told, "objects": objects, "commands": commands})
+
+
 class Extent(NamedTuple):
     """A range in which two objects differ."""
 

@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoints;
 use crate::checkpoint::load::{self, Reached, remove_orphans};
 use crate::command::Prepared;
 use crate::head::{Heads, InGate};
+use crate::loss::LossReport;
 use crate::map::{Extent, LEAF_BLOCKS};
 use crate::nodes::{NodeFiles, Nodes};
 use crate::object::{Changed, Object, ObjectInfo, ObjectKind, Table};
@@ -19,7 +20,9 @@ use parking_lot::{Mutex, RwLock};
 use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::Commit;
-use ramet_log::{BLOCK_BYTES_U64, Known, Log, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT};
+use ramet_log::{
+    BLOCK_BYTES_U64, Known, Log, Loss, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT,
+};
 use ramet_store::{FileStore, Store};
 use std::cell::RefCell;
 use std::path::Path;
@@ -209,6 +212,16 @@ impl Engine {
         read_only: bool,
         settings: Settings,
     ) -> Result<Arc<Engine>, EngineError> {
+        Self::open_how(store, read_only, settings, false).map(|(engine, _)| engine)
+    }
+
+    /// `open_in`; where loss is accepted, also what was lost.
+    pub(crate) fn open_how(
+        store: Arc<dyn Store>,
+        read_only: bool,
+        settings: Settings,
+        accept_loss: bool,
+    ) -> Result<(Arc<Engine>, Option<LossReport>), EngineError> {
         let seed = ramet_log::read_descriptor(&*store)?.seed;
         let files = |kind| NodeFiles::new(store.clone(), seed, kind);
         // A quarter for pages of slot tables: a page speaks for more blocks than a leaf.
@@ -228,23 +241,30 @@ impl Engine {
             older: None,
             unread: None,
         });
-        let log = Log::open_from(
-            store.clone(),
-            read_only,
-            pages_bytes,
-            &mut |newest, older| opening.borrow_mut().start(&table_nodes, newest, older),
-            &mut |said| opening.borrow_mut().replay(said),
-        );
+        let mut start = |newest: &Commit, older: Option<&Commit>| {
+            opening.borrow_mut().start(&table_nodes, newest, older)
+        };
+        let mut apply = |said: Replay<'_>| opening.borrow_mut().replay(said);
+        let log = if accept_loss {
+            let mut describe =
+                |loss: &Loss| format!("{:#}", LossReport::new(loss, &opening.borrow().table));
+            let store = store.clone();
+            Log::open_accepting_loss(store, pages_bytes, &mut start, &mut apply, &mut describe)
+        } else {
+            Log::open_from(store.clone(), read_only, pages_bytes, &mut start, &mut apply)
+                .map(|log| (log, None))
+        };
         let mut opened = opening.into_inner();
         // It was a node that could not be read: the log is well.
-        let log = log.map_err(|error| opened.unread.take().unwrap_or(error))?;
-        if let (Some(older), false) = (&opened.older, read_only) {
+        let (log, loss) = log.map_err(|error| opened.unread.take().unwrap_or(error))?;
+        let loss = loss.map(|loss| LossReport::new(&loss, &opened.table));
+        if let (Some(older), None, false) = (&opened.older, &loss, read_only) {
             remove_orphans(&*store, &[&opened.reached, older]);
         }
         let log_uuid = Uuid::from_bytes(log.uuid());
         let Reached { roots, table_files, .. } = opened.reached;
         let checkpoints = Checkpoints::new(table_nodes, roots, opened.cut, table_files);
-        Ok(Arc::new(Engine {
+        let engine = Engine {
             log,
             log_uuid,
             table: RwLock::new(opened.table),
@@ -260,7 +280,8 @@ impl Engine {
                 checkpointed: AtomicU64::new(opened.cut.sequence.0),
                 ..EngineCounters::default()
             },
-        }))
+        };
+        Ok((Arc::new(engine), loss))
     }
 
     /// The pool's UUID.

@@ -28,7 +28,8 @@ impl From<LogError> for EngineError {
             LogError::Damaged { .. } => (
                 Kind::Corrupt,
                 "log_damaged",
-                "nothing was changed; restore the file, or the pool from a copy",
+                "nothing was changed; restore the file, or the pool from a copy, \
+                 or go back to before the damage with `ramet check --accept-loss`",
             ),
             LogError::NotAPool { .. } => {
                 (Kind::NotFound, "pool_not_found", "`ramet init` makes one")

@@ -14,13 +14,18 @@ use crate::recovery::Known;
 use crate::segment::{segment_of_name, segment_path};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId, Sequence};
 use ramet_store::{File, Store, StoreError};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 /// All segments of a log, by id.
 pub(crate) struct Chain {
     found: BTreeMap<SegmentId, std::result::Result<SegmentHeader, HeaderFault>>,
     /// Files from before the cut that no checkpoint knows: nothing is in them.
     stale: Vec<SegmentId>,
+    /// Segments that the checkpoint knows and that have no file.
+    missing: Vec<SegmentId>,
+    /// Files of other pools or logs: not read, not removed.
+    foreign: BTreeSet<SegmentId>,
     epoch_max: u64,
 }
 
@@ -30,6 +35,8 @@ pub(crate) enum HeaderFault {
     /// It was never written: the file's creation was cut short before anything could be in the
     /// segment.
     Blank,
+    /// It is whole, and of another pool or log.
+    Foreign,
     /// It was written once. A header is durable before its segment is used, so this is damage,
     /// never a torn tail.
     Damaged(String),
@@ -55,6 +62,15 @@ pub(crate) struct Loaded {
     pub(crate) sealed_bytes: Option<u64>,
     /// Slots and their checksums, where it is not.
     pub(crate) checksums: Vec<(u32, u32)>,
+    /// Batches whose headers verify behind a place that does not: they count for what they name.
+    pub(crate) beyond: Vec<JournalBatch>,
+}
+
+impl Loaded {
+    /// The slot behind the last batch that can be followed.
+    pub(crate) fn ends_at(&self) -> u32 {
+        self.batches.last().map_or(1, |batch| batch.header_slot + batch.slots_count)
+    }
 }
 
 impl Chain {
@@ -66,7 +82,13 @@ impl Chain {
         known: &Known,
         cut: LogEnd,
     ) -> Result<Self> {
-        let mut this = Chain { found: BTreeMap::new(), stale: Vec::new(), epoch_max: 0 };
+        let mut this = Chain {
+            found: BTreeMap::new(),
+            stale: Vec::new(),
+            missing: Vec::new(),
+            foreign: BTreeSet::new(),
+            epoch_max: 0,
+        };
         let mut known: HashMap<SegmentId, bool> =
             known.segments.iter().map(|entry| (entry.id, entry.used != 0)).collect();
         for name in store.list("segments")? {
@@ -74,14 +96,11 @@ impl Chain {
                 continue;
             };
             this.epoch_max = this.epoch_max.max(id.epoch());
-            match known.remove(&id) {
+            let expected = known.get(&id).copied();
+            if expected == Some(true) {
                 // It is not read until something in it is.
-                Some(true) => continue,
-                None if id < cut.position.locator().segment() => {
-                    this.stale.push(id);
-                    continue;
-                }
-                Some(false) | None => {}
+                known.remove(&id);
+                continue;
             }
             let file = store.open(&segment_path(id), false)?;
             let mut page = vec![0; BLOCK_BYTES];
@@ -89,17 +108,51 @@ impl Chain {
                 true => check_header(&page, id, seed, log),
                 false => Err(HeaderFault::Blank),
             };
-            this.found.insert(id, header);
+            if header == Err(HeaderFault::Foreign) {
+                this.foreign.insert(id);
+                continue;
+            }
+            known.remove(&id);
+            if expected.is_some() || id >= cut.position.locator().segment() {
+                this.found.insert(id, header);
+            } else if !matches!(header, Err(HeaderFault::Damaged(_))) {
+                // Whose a damaged one is cannot be seen: it stays.
+                this.stale.push(id);
+            }
         }
-        if let Some(missing) = known.keys().min() {
-            let reason = "the segment is missing".into();
-            return Err(LogError::Damaged { segment: *missing, slot: 0, reason });
-        }
+        this.missing = known.into_keys().collect();
+        this.missing.sort_unstable();
         Ok(this)
+    }
+
+    /// Whether every segment that the checkpoint knows has a file.
+    pub(crate) fn complete(&self) -> Result<()> {
+        match self.missing.first() {
+            None => Ok(()),
+            Some(missing) => {
+                let reason = match self.foreign.contains(missing) {
+                    true => "a file of another pool or log has its name".into(),
+                    false => "the segment is missing".into(),
+                };
+                Err(LogError::Damaged { segment: *missing, slot: 0, reason })
+            }
+        }
+    }
+
+    pub(crate) fn missing(&self) -> &[SegmentId] {
+        &self.missing
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = SegmentId> + '_ {
         self.found.keys().copied()
+    }
+
+    /// Where the log ended whenever a stretch was begun, and the segment that says so.
+    pub(crate) fn ends(&self) -> Vec<(LogEnd, SegmentId)> {
+        let header = |(id, header): (&SegmentId, &std::result::Result<SegmentHeader, _>)| {
+            header.as_ref().ok().and_then(|header| header.opens).map(|opens| (opens, *id))
+        };
+        self.found.iter().filter_map(header).collect()
     }
 
     pub(crate) fn stale(&self) -> &[SegmentId] {
@@ -124,7 +177,7 @@ impl Chain {
     pub(crate) fn damage(&self, id: SegmentId) -> Option<String> {
         match self.found.get(&id) {
             Some(Err(HeaderFault::Damaged(reason))) => Some(reason.clone()),
-            Some(Ok(_) | Err(HeaderFault::Blank)) | None => None,
+            Some(Ok(_) | Err(HeaderFault::Blank | HeaderFault::Foreign)) | None => None,
         }
     }
 
@@ -135,12 +188,15 @@ impl Chain {
         previous: Option<SegmentId>,
     ) -> std::result::Result<(), String> {
         match self.found.get(&id) {
-            None => Err("the segment is missing".into()),
+            None | Some(Err(HeaderFault::Foreign)) => Err("the segment is missing".into()),
             Some(Err(HeaderFault::Blank)) => Err("its header was never written".into()),
             Some(Err(HeaderFault::Damaged(reason))) => Err(reason.clone()),
             // An opening names the end of the log instead: what lies between was discarded.
             Some(Ok(header)) if header.opens.is_some() || header.previous == previous => Ok(()),
             Some(Ok(header)) => Err(match header.previous {
+                Some(missing) if self.foreign.contains(&missing) => {
+                    format!("a file of another pool or log has the name of {missing}")
+                }
                 Some(missing) => format!("the segment before it, {missing}, is missing"),
                 None => "it says that it is the first".into(),
             }),
@@ -169,7 +225,7 @@ impl Chain {
                 (None, None) => {
                     let reason = match header {
                         Err(HeaderFault::Damaged(reason)) => reason.clone(),
-                        Ok(_) | Err(HeaderFault::Blank) => {
+                        Ok(_) | Err(HeaderFault::Blank | HeaderFault::Foreign) => {
                             "the segments before it are missing".to_string()
                         }
                     };
@@ -189,6 +245,7 @@ impl Chain {
             trailer: None,
             sealed_bytes: None,
             checksums: Vec::new(),
+            beyond: Vec::new(),
         };
         let Some(header) = self.header(id) else {
             return Ok(loaded);
@@ -223,7 +280,7 @@ fn check_header(
     }
     let header = SegmentHeader::decode(page).map_err(HeaderFault::Damaged)?;
     if header.seed != seed || header.log != log {
-        return Err(HeaderFault::Damaged("the file belongs to another pool or log".into()));
+        return Err(HeaderFault::Foreign);
     }
     if header.segment != id || header.file != id {
         return Err(HeaderFault::Damaged(format!("the file holds segment {}", header.segment)));
@@ -317,43 +374,47 @@ fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loade
         };
         loaded.durable = loaded.durable.max(batch.durable);
         let BatchHeader { sequence, durable, slots_count, entries, checksums } = batch;
+        let into = if broken { &mut loaded.beyond } else { &mut loaded.batches };
         if !broken {
             note_checksums(slot, &entries, &checksums, &mut loaded.checksums);
-            loaded.batches.push(JournalBatch {
-                sequence,
-                durable,
-                header_slot: slot,
-                slots_count,
-                entries,
-            });
         }
+        let header_slot = slot;
+        into.push(JournalBatch { sequence, durable, header_slot, slots_count, entries });
         slot += slots_count;
     }
     Ok(())
 }
 
-/// Slots and their checksums out of the headers of a segment's batches, below slot `used`.
+/// Slots and their checksums; and slots of which nothing is known.
+pub(crate) type Scanned = (Vec<(u32, u32)>, Vec<Range<u32>>);
+
+/// Slots and their checksums out of the headers of a segment's batches, below slot `used`; and the
+/// slots of batches whose headers do not verify.
 pub(crate) fn checksums_of_batches(
     file: &dyn File,
     segment: SegmentId,
     nonce: u64,
     used: u32,
-) -> Result<Vec<(u32, u32)>> {
+) -> Result<Scanned> {
     let mut page = vec![0; BLOCK_BYTES];
-    let mut found = Vec::new();
+    let (mut found, mut unknown) = (Vec::new(), Vec::<Range<u32>>::new());
     let mut slot = 1;
     while slot < used {
         let read = read_whole(file, &mut page, u64::from(slot) * BLOCK_BYTES_U64)?;
         let batch = read.then(|| BatchHeader::decode(&page, nonce, segment.slot(slot))).flatten();
-        let batch = batch.filter(|batch| batch.slots_count <= used - slot);
-        let batch = batch.ok_or_else(|| LogError::Lost {
-            locator: segment.slot(slot),
-            reason: "the header of its batch does not verify".into(),
-        })?;
+        let Some(batch) = batch.filter(|batch| batch.slots_count <= used - slot) else {
+            // Any slot may be the next header.
+            match unknown.last_mut() {
+                Some(last) if last.end == slot => last.end += 1,
+                _ => unknown.push(slot..slot + 1),
+            }
+            slot += 1;
+            continue;
+        };
         note_checksums(slot, &batch.entries, &batch.checksums, &mut found);
         slot += batch.slots_count;
     }
-    Ok(found)
+    Ok((found, unknown))
 }
 
 fn note_checksums(

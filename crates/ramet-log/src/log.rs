@@ -270,7 +270,7 @@ impl Log {
         Ok(more)
     }
 
-    fn mark(&self) -> Result<()> {
+    pub(crate) fn mark(&self) -> Result<()> {
         let appended = self.appended();
         {
             let slots = 4;

@@ -13,7 +13,9 @@ use crate::format::node::NodeFileKind;
 use crate::format::segment::LogEnd;
 use crate::format::superblock::Commit;
 use crate::log::{Log, Recovered};
-use crate::replay::{Apply, Source};
+use crate::loss::{Describe, Loss};
+use crate::replay::{Apply, Replay, Source};
+use crate::reread::{Unsynced, make_durable};
 use crate::room::RoomState;
 use crate::segment::{Segment, SegmentEntry, segment_path};
 use crate::superblock::{self, Slots};
@@ -65,6 +67,37 @@ impl Log {
         start: &mut Start<'_, E>,
         apply: &mut Apply<'_>,
     ) -> std::result::Result<Log, E> {
+        let how = How { read_only, pages_bytes, accept: None };
+        Self::open_how(store, how, start, apply).map(|(log, _)| log)
+    }
+
+    /// As `open_from`, for writing; but where the log is damaged it ends at the last batch that can
+    /// be followed: see docs/internals/format.md, "Accepting a loss". `describe` gives the text
+    /// that is kept beside what is set aside. Result: also what was lost, if anything.
+    ///
+    /// # Errors
+    /// As `open_from`; `Damaged` where it is what the log says, not its bytes.
+    ///
+    /// # Durability
+    /// As `open`. Nothing is written before everything was read.
+    pub fn open_accepting_loss<E: From<LogError>>(
+        store: Arc<dyn Store>,
+        pages_bytes: u64,
+        start: &mut Start<'_, E>,
+        apply: &mut Apply<'_>,
+        describe: &mut Describe<'_>,
+    ) -> std::result::Result<(Log, Option<Loss>), E> {
+        let how = How { read_only: false, pages_bytes, accept: Some(describe) };
+        Self::open_how(store, how, start, apply)
+    }
+
+    fn open_how<E: From<LogError>>(
+        store: Arc<dyn Store>,
+        how: How<'_, '_>,
+        start: &mut Start<'_, E>,
+        apply: &mut Apply<'_>,
+    ) -> std::result::Result<(Log, Option<Loss>), E> {
+        let read_only = how.read_only;
         let descriptor = read_descriptor(&*store)?;
         let mode = if read_only { LockMode::Shared } else { LockMode::Exclusive };
         let lock = store.lock(mode).map_err(LogError::from)?;
@@ -77,7 +110,7 @@ impl Log {
         }
         let slots = superblock::read(&*store, descriptor.seed)?;
         let known = start(&slots.newest, slots.older.as_ref())?;
-        Ok(Self::recover(store, lock, descriptor, slots, known, (read_only, pages_bytes), apply)?)
+        Ok(Self::recover(store, lock, descriptor, slots, known, how, apply)?)
     }
 
     fn recover(
@@ -86,20 +119,37 @@ impl Log {
         descriptor: Descriptor,
         slots: Slots,
         known: Known,
-        (read_only, pages_bytes): (bool, u64),
+        how: How<'_, '_>,
         apply: &mut Apply<'_>,
-    ) -> Result<Log> {
+    ) -> Result<(Log, Option<Loss>)> {
+        let How { read_only, pages_bytes, accept } = how;
         let cut = slots.newest.cut;
         let chain = Chain::read(&*store, descriptor.seed, slots.newest.log, &known, cut)?;
         let mut opening = Opening::new(&*store, &descriptor, slots.newest.durable, cut);
-        opening.know(&chain, known);
-        opening.read(&chain, apply)?;
+        opening.accepting = accept.is_some();
+        opening.know(&chain, &known);
+        let complete = chain.complete();
+        let mut loss = None;
+        match accept {
+            None => {
+                complete?;
+                opening.read(&chain, apply)?;
+            }
+            Some(describe) => {
+                let read = opening.read(&chain, apply);
+                loss = opening.accept(&chain, &known, complete, read)?;
+                if let Some(loss) = &mut loss {
+                    loss.report = describe(loss);
+                }
+            }
+        }
         let Opening { segments, end, last_slot, previous, tail, footer, replayed, .. } = opening;
         let clean = tail.is_empty();
         if !read_only {
             make_durable(&*store, footer.iter().chain(&tail))?;
             slots.make_durable(&*store)?;
         }
+        let noted = slots.newest.durable;
         let epoch = slots.newest.epoch.max(chain.epoch_max()).max(epoch_of_nodes(&*store)?);
         let room = RoomState { epoch, counter: None, previous, end, opened: false };
         let log = Log::new(Recovered {
@@ -114,10 +164,12 @@ impl Log {
             read_only,
             pages_bytes,
         });
-        if !read_only {
-            log.begin_epoch(clean, &chain)?;
+        match &mut loss {
+            Some(loss) => log.begin_after_loss(loss, noted, &chain)?,
+            None if read_only => {}
+            None => log.begin_epoch(clean, &chain)?,
         }
-        Ok(log)
+        Ok((log, loss))
     }
 
     /// After a crash: an epoch of its own names where the log ended; then what lies beyond is
@@ -184,59 +236,35 @@ pub fn read_descriptor(store: &dyn Store) -> Result<Descriptor> {
     })
 }
 
-/// Bytes of a segment file that were read but may not be durable.
-struct Unsynced {
-    segment: SegmentId,
-    from_bytes: u64,
-    to_bytes: u64,
-    /// It ends with the footer: the file ends there too.
-    is_sealed: bool,
-}
-
-fn make_durable<'a>(store: &dyn Store, parts: impl Iterator<Item = &'a Unsynced>) -> Result<()> {
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return Ok(());
-    }
-    let mut buffer = vec![0; 1 << 20];
-    for part in parts {
-        let file = store.open(&segment_path(part.segment), true)?;
-        let mut at = part.from_bytes;
-        while at < part.to_bytes {
-            let length = usize::try_from((part.to_bytes - at).min(buffer.len() as u64))
-                .expect("bounded by the buffer");
-            file.read_at(&mut buffer[..length], at)?;
-            // The same bytes in the same place: a page that a failed write left clean in the cache
-            // becomes dirty again.
-            file.write_at(&buffer[..length], at)?;
-            at += length as u64;
-        }
-        if part.is_sealed {
-            file.set_length(part.to_bytes)?;
-        }
-        file.sync()?;
-    }
-    store.sync_directory("segments")?;
-    Ok(())
+/// How a pool is opened.
+struct How<'a, 'b> {
+    read_only: bool,
+    pages_bytes: u64,
+    /// Where a damaged log is taken as far as it goes.
+    accept: Option<&'a mut Describe<'b>>,
 }
 
 /// The state of reading the log.
-struct Opening<'a> {
-    store: &'a dyn Store,
-    descriptor: &'a Descriptor,
-    segments: HashMap<SegmentId, Arc<Segment>>,
+pub(crate) struct Opening<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) descriptor: &'a Descriptor,
+    pub(crate) segments: HashMap<SegmentId, Arc<Segment>>,
     /// The checkpoint's cut: batches up to it are not told.
-    cut: LogEnd,
+    pub(crate) cut: LogEnd,
     /// The last batch replayed, its last slot, and the segment it is in.
-    end: LogEnd,
-    last_slot: Position,
-    previous: Option<SegmentId>,
+    pub(crate) end: LogEnd,
+    pub(crate) last_slot: Position,
+    pub(crate) previous: Option<SegmentId>,
     /// The highest sequence known to be durable.
-    durable: Sequence,
-    tail: Vec<Unsynced>,
+    pub(crate) durable: Sequence,
+    pub(crate) tail: Vec<Unsynced>,
     /// The footer behind the last durable batch: no batch says that it is durable.
-    footer: Option<Unsynced>,
+    pub(crate) footer: Option<Unsynced>,
     replayed: u64,
+    /// Whether what can be followed is told though more is missing.
+    accepting: bool,
+    /// Whether a batch says what cannot be.
+    pub(crate) contradicts: bool,
 }
 
 /// A place where the log could not be followed.
@@ -265,11 +293,13 @@ impl<'a> Opening<'a> {
             tail: Vec::new(),
             footer: None,
             replayed: 0,
+            accepting: false,
+            contradicts: false,
         }
     }
 
     /// Take in the segments that need not be read.
-    fn know(&mut self, chain: &Chain, known: Known) {
+    fn know(&mut self, chain: &Chain, known: &Known) {
         for entry in known.segments.iter().filter(|entry| entry.used != 0) {
             self.segments.insert(entry.id, Arc::new(Segment::known(entry)));
         }
@@ -331,9 +361,13 @@ impl<'a> Opening<'a> {
 
     /// The last stretch: find its end first, then replay up to it.
     fn read_last(&mut self, stretch: &Stretch, chain: &Chain, apply: &mut Apply<'_>) -> Result<()> {
-        let (candidate, stop) = self.survey(stretch, chain)?;
-        if candidate < self.durable {
-            return Err(damaged(stop, self.durable));
+        let (candidate, stop, is_whole) = self.survey(stretch, chain)?;
+        if candidate < self.durable || !is_whole {
+            if self.accepting {
+                let end = self.verify_tail(stretch, candidate, chain)?;
+                self.follow(stretch, end, chain, apply)?;
+            }
+            return Err(if is_whole { damaged(stop, self.durable) } else { stop.into() });
         }
         let end = self.verify_tail(stretch, candidate, chain)?;
         self.follow(stretch, end, chain, apply)?;
@@ -341,14 +375,22 @@ impl<'a> Opening<'a> {
     }
 
     /// How far batches follow each other, and the highest durable sequence that any header names.
-    fn survey(&mut self, stretch: &Stretch, chain: &Chain) -> Result<(Sequence, Stop)> {
+    /// Result: also whether no segment's header is damaged.
+    fn survey(&mut self, stretch: &Stretch, chain: &Chain) -> Result<(Sequence, Stop, bool)> {
+        let mut is_whole = true;
         let mut last = self.end.sequence;
         let mut previous = self.previous;
         let mut stop: Option<Stop> = None;
         let mut footers = Vec::new();
+        let segment = stretch.segments.last().copied().unwrap_or_default();
+        // Where the next batch should be.
+        let mut next = (segment, 0);
         for id in &stretch.segments {
-            if let Some(reason) = chain.damage(*id) {
-                return Err(LogError::Damaged { segment: *id, slot: 0, reason });
+            if let Some(reason) = chain.damage(*id)
+                && is_whole
+            {
+                is_whole = false;
+                stop = stop.or(Some(Stop { segment: *id, slot: 0, reason }));
             }
             let loaded = chain.load(self.store, *id)?;
             self.durable = self.durable.max(loaded.durable);
@@ -363,11 +405,12 @@ impl<'a> Opening<'a> {
             for batch in loaded.batches.iter().filter(|batch| batch.sequence > self.cut.sequence) {
                 if batch.sequence.0 != last.0 + 1 {
                     let reason = format!("batch {} follows batch {}", batch.sequence.0, last.0);
-                    stop = Some(Stop { segment: *id, slot: batch.header_slot, reason });
+                    stop = Some(Stop { segment: next.0, slot: next.1, reason });
                     break;
                 }
                 last = batch.sequence;
             }
+            next = (*id, loaded.ends_at());
             previous = Some(*id);
         }
         // A footer lies behind the last batch of its segment, and is synced with what comes next in
@@ -375,9 +418,9 @@ impl<'a> Opening<'a> {
         // have been read from a cache.
         let durable = self.durable;
         self.footer = footers.into_iter().find(|(last, _)| *last == durable).map(|(_, part)| part);
-        let segment = stretch.segments.last().copied().unwrap_or_default();
-        let stop = stop.unwrap_or(Stop { segment, slot: 0, reason: "no batch follows".into() });
-        Ok((last, stop))
+        let reason = "no batch follows".into();
+        let stop = stop.unwrap_or(Stop { segment: next.0, slot: next.1, reason });
+        Ok((last, stop, is_whole))
     }
 
     /// Payloads after the last durable sequence are verified: the first bad one ends the log.
@@ -505,7 +548,11 @@ impl<'a> Opening<'a> {
                     format!("batch {} follows batch {}", batch.sequence.0, self.end.sequence.0);
                 return Ok(Some(Stop { segment: id, slot: batch.header_slot, reason }));
             }
-            source.replay(batch, apply)?;
+            let mut contradicts = false;
+            let mut told = |said: Replay<'_>| apply(said).inspect_err(|_| contradicts = true);
+            let replayed = source.replay(batch, &mut told);
+            self.contradicts |= contradicts;
+            replayed?;
             self.end = LogEnd {
                 position: id.slot(batch.header_slot).position(),
                 sequence: batch.sequence,
@@ -522,6 +569,12 @@ fn footer_of(segment: SegmentId, loaded: &Loaded) -> Option<(Sequence, Unsynced)
     let (from_bytes, to_bytes) = (loaded.trailer.as_ref()?.checksums_at, loaded.sealed_bytes?);
     let part = Unsynced { segment, from_bytes, to_bytes, is_sealed: true };
     Some((loaded.batches.last()?.sequence, part))
+}
+
+impl From<Stop> for LogError {
+    fn from(stop: Stop) -> Self {
+        LogError::Damaged { segment: stop.segment, slot: stop.slot, reason: stop.reason }
+    }
 }
 
 fn damaged(stop: Stop, needed: Sequence) -> LogError {

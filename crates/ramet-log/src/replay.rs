@@ -91,7 +91,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    fn read_record(&self, header_slot: u32, length: u64, slots: u64) -> Result<Vec<u8>> {
+    pub(crate) fn read_record(&self, header_slot: u32, length: u64, slots: u64) -> Result<Vec<u8>> {
         let id = self.segment;
         let damaged = |reason: String| LogError::Damaged { segment: id, slot: header_slot, reason };
         let slots = usize::try_from(slots).map_err(|_| damaged("a record is too long".into()))?;

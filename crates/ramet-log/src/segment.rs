@@ -13,8 +13,9 @@ use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
 use parking_lot::RwLock;
 use ramet_store::{File, Store};
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// One segment.
 pub(crate) struct Segment {
@@ -32,6 +33,8 @@ pub(crate) struct Segment {
     file: RwLock<Option<Arc<dyn File>>>,
     /// The checksums of all slots, while the segment is not sealed.
     checksums: RwLock<Option<Arc<[AtomicU32]>>>,
+    /// Slots of an unsealed segment whose batches' headers do not verify.
+    unknown: OnceLock<Vec<Range<u32>>>,
     /// The checksum column of a sealed segment, as far as it was needed.
     pages: Pages,
     sealed: AtomicBool,
@@ -98,6 +101,7 @@ impl Segment {
             used: AtomicU32::new(entry.used),
             file: RwLock::new(None),
             checksums: RwLock::new(None),
+            unknown: OnceLock::new(),
             pages: Pages::default(),
             sealed: AtomicBool::new(entry.sealed),
             staged: RwLock::new(VecDeque::new()),
@@ -278,6 +282,13 @@ impl<'a> Stored<'a> {
             self.table = Some(self.segment.scanned(self.store)?);
         }
         if let Some(table) = &self.table {
+            let unknown = self.segment.unknown.get().map_or(&[][..], Vec::as_slice);
+            if unknown.iter().any(|slots| slots.contains(&slot)) {
+                return Err(LogError::Lost {
+                    locator: self.segment.id.slot(slot),
+                    reason: "the header of its batch does not verify".into(),
+                });
+            }
             return Ok(table[slot as usize].load(Ordering::Relaxed));
         }
         let index = slot / CHECKSUMS_PER_PAGE;
@@ -325,9 +336,13 @@ impl Segment {
         let used = self.used.load(Ordering::Acquire);
         let table = zeroed(self.slots_count);
         let file = self.file(store)?;
-        for (slot, crc) in crate::chain::checksums_of_batches(&*file, self.id, self.nonce, used)? {
+        let (found, unknown) =
+            crate::chain::checksums_of_batches(&*file, self.id, self.nonce, used)?;
+        for (slot, crc) in found {
             table[slot as usize].store(crc, Ordering::Relaxed);
         }
+        // Before the table is there, so that nobody takes what is not in it for a checksum.
+        let _ = self.unknown.set(unknown);
         Ok(self.checksums.write().get_or_insert(table).clone())
     }
 }

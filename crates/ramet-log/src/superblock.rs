@@ -118,7 +118,7 @@ impl Log {
         if noted < self.durable() { self.write_commit(&mut |_| {}) } else { Ok(()) }
     }
 
-    fn write_commit(&self, change: &mut dyn FnMut(&mut Commit)) -> Result<()> {
+    pub(crate) fn write_commit(&self, change: &mut dyn FnMut(&mut Commit)) -> Result<()> {
         let mut current = self.superblock.lock();
         self.check_writable()?;
         let (_, incarnation) = self.identity();

@@ -6,6 +6,7 @@
 
 mod call;
 mod device;
+mod loss;
 mod object;
 mod pool;
 mod server;
@@ -24,5 +25,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::Device>()?;
     module.add_class::<object::Object>()?;
     module.add_class::<server::NbdServer>()?;
+    module.add_function(wrap_pyfunction!(loss::accept_loss, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)
 }

@@ -43,6 +43,21 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
     )
     it.add_argument("--nbd", metavar="unix:PATH", help="default POOL/nbd.sock")
     it.add_argument("--api", metavar="unix:PATH", help="default POOL/api.sock")
+    it = verb(
+        nouns,
+        "check",
+        ("accept_loss", "accept_loss"),
+        "go back to before the damage of a log that cannot be read",
+        "-p /srv/pool check --accept-loss pool",
+    )
+    it.add_argument(
+        "--accept-loss",
+        nargs="?",
+        const="",
+        required=True,
+        metavar="POOL",
+        help="the pool's name; without it you are asked",
+    )
     verb(nouns, "stats", ("stats", "stats"), "show the pool's figures", "-p /srv/pool stats")
     verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")
     it = verb(

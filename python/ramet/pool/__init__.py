@@ -21,13 +21,13 @@ from ramet.names import (
     expand_volume_names,
 )
 from ramet.pool.base import PoolBase, as_list, describe, now_text
-from ramet.records import Diff, Extent, ObjectRecord
+from ramet.records import Diff, Extent, LossReport, ObjectRecord
 from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
 from ramet.tuning import find_tuning
 from ramet.units import parse_size
 from ramet.volume import ObjectLike, Snapshot, SnapshotLike, Volume, VolumeLike
 
-__all__ = ["NbdServer", "Pool", "Snapshot", "Volume", "create", "open"]
+__all__ = ["NbdServer", "Pool", "Snapshot", "Volume", "accept_loss", "create", "open"]
 
 DESCRIPTOR_NAME = "pool"  # The file that makes a directory a pool.
 
@@ -77,6 +77,22 @@ def open(  # noqa: A001 - `ramet.open` is what people look for.
         tuning.checkpoint_batches,
     )
     return Pool(core)
+
+
+def accept_loss(path: str | os.PathLike[str]) -> LossReport | None:
+    """Make a pool usable again that `open` refuses because its log is damaged.
+
+    It goes back to the last moment up to which the log can be followed; everything later is lost,
+    for all volumes alike. No byte is removed: the rest of the log is set aside in `lost/` in the
+    pool, with a report. The pool is closed again, and opens with `open` from then on.
+    Durable on return; after a crash before that the pool is refused as before, or opens at the same
+    moment. Result: what was lost; None where the log is whole.
+    Raises: what `open` raises; CorruptError where something else than the log is damaged.
+    Source: docs/internals/format.md, "Accepting a loss".
+    Example: ramet.create(directory / "p"); assert ramet.accept_loss(directory / "p") is None
+    """
+    told = _core.accept_loss(os.fspath(path))
+    return None if told is None else LossReport.from_core(told)
 
 
 def _create(path: str | os.PathLike[str], segment_size: str | int | None) -> None:

@@ -1,0 +1,245 @@
+//! What a pool lost whose log was damaged, told by object; and opening it nonetheless.
+//!
+//! Calls the log. Invariant: what is told is what batches behind the end say whose headers verify;
+//! how many could not be read is told too.
+
+use crate::EngineError;
+use crate::engine::{Engine, Settings};
+use crate::object::Table;
+use crate::record::{Record, Verb};
+use ramet_log::format::batch::Kind as Entry;
+use ramet_log::{BLOCK_BYTES_U64, Loss, ObjectId};
+use ramet_store::{FileStore, Store};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Ranges of an object that the text names; its alternate form has all.
+const RANGES_SHOWN_MAX: usize = 8;
+
+/// An object that changed behind the end of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostObject {
+    /// Its id.
+    pub id: u64,
+    /// Its name at the end; where it was made later, the name it was made with; else empty.
+    pub name: String,
+    /// Whether it was made behind the end: it is not there any more.
+    pub is_gone: bool,
+    /// Where writes, zeros and trims were lost: first byte and length, apart and in order.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+/// A command behind the end: it did not happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostCommand {
+    /// What it did, in a word.
+    pub verb: &'static str,
+    /// The objects it named.
+    pub names: Vec<String>,
+}
+
+/// What was lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LossReport {
+    /// What is damaged.
+    pub damage: String,
+    /// The last batch that is kept.
+    pub kept_sequence: u64,
+    /// The last batch that is known to have been durable.
+    pub durable_sequence: u64,
+    /// Batches up to `durable_sequence` that cannot be read: what they did is not known.
+    pub unread_count: u64,
+    /// Segments without a file: blocks in them cannot be read.
+    pub missing_segments: Vec<String>,
+    /// Where the rest of the log is kept, in the pool; empty: there is none.
+    pub directory: String,
+    /// The files in it.
+    pub files: Vec<String>,
+    /// Objects that changed, by name.
+    pub objects: Vec<LostObject>,
+    /// Commands, in order.
+    pub commands: Vec<LostCommand>,
+}
+
+fn word(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Create => "create",
+        Verb::Snapshot => "snapshot",
+        Verb::Clone => "clone",
+        Verb::Revert => "revert",
+        Verb::Rename => "rename",
+        Verb::Delete => "delete",
+        Verb::Freeze => "freeze",
+        Verb::Resize => "resize",
+        Verb::Attributes => "tag",
+    }
+}
+
+/// Ranges put together where they touch.
+fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (first, count) in ranges {
+        let end = first.saturating_add(count);
+        match out.last_mut() {
+            Some(last) if first <= last.0.saturating_add(last.1) => {
+                last.1 = last.1.max(end - last.0);
+            }
+            _ => out.push((first, count)),
+        }
+    }
+    let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES_U64);
+    out.into_iter().map(|(first, count)| (bytes(first), bytes(count))).collect()
+}
+
+impl LossReport {
+    /// Tell a loss by object; `table`: the objects at the end.
+    pub(crate) fn new(loss: &Loss, table: &Table) -> Self {
+        let mut ranges: BTreeMap<ObjectId, Vec<(u64, u64)>> = BTreeMap::new();
+        let mut made: HashMap<ObjectId, String> = HashMap::new();
+        let mut commands = Vec::new();
+        for batch in &loss.batches {
+            for entry in &batch.entries {
+                match entry.kind {
+                    Entry::Write | Entry::Zero | Entry::Trim => {
+                        ranges.entry(entry.object).or_default().push((entry.first, entry.count));
+                    }
+                    Entry::Record | Entry::Mark => {}
+                }
+            }
+            let record = batch.record.as_ref().and_then(|bytes| Record::decode(bytes).ok());
+            if let Some(record) = record {
+                commands.push(command(&record, table, &mut made));
+            }
+        }
+        for id in made.keys() {
+            ranges.entry(*id).or_default();
+        }
+        let object = |(id, ranges): (ObjectId, Vec<(u64, u64)>)| LostObject {
+            id: id.0,
+            name: name_of(id, table, &made),
+            is_gone: table.get(id).is_none(),
+            ranges: joined(ranges),
+        };
+        let mut objects: Vec<LostObject> = ranges.into_iter().map(object).collect();
+        objects.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        let read: u64 = loss.batches.chunk_by(|a, b| a.sequence == b.sequence).count() as u64;
+        LossReport {
+            damage: loss.damage.clone(),
+            kept_sequence: loss.end.sequence.0,
+            durable_sequence: loss.durable.0,
+            unread_count: loss.durable.0.saturating_sub(loss.end.sequence.0).saturating_sub(read),
+            missing_segments: loss.missing.iter().map(ToString::to_string).collect(),
+            directory: loss.directory.clone(),
+            files: loss.files.clone(),
+            objects,
+            commands,
+        }
+    }
+}
+
+fn name_of(id: ObjectId, table: &Table, made: &HashMap<ObjectId, String>) -> String {
+    let own = table.get(id).map(|object| object.name());
+    own.or_else(|| made.get(&id).cloned()).unwrap_or_default()
+}
+
+fn command(record: &Record, table: &Table, made: &mut HashMap<ObjectId, String>) -> LostCommand {
+    let mut names = Vec::with_capacity(record.items.len());
+    for item in &record.items {
+        let fields = &item.object;
+        if fields.kind.is_some() {
+            made.insert(fields.id, fields.name.clone());
+        }
+        let own = name_of(fields.id, table, made);
+        names.push(match record.verb {
+            Verb::Rename => format!("{own} to {}", fields.name),
+            _ if own.is_empty() => format!("object {:#x}", fields.id.0),
+            _ => own,
+        });
+    }
+    LostCommand { verb: word(record.verb), names }
+}
+
+impl fmt::Display for LossReport {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "damage: {}", self.damage)?;
+        let (kept, durable) = (self.kept_sequence, self.durable_sequence);
+        writeln!(out, "the log is kept up to batch {kept}; batch {durable} was there")?;
+        if self.unread_count > 0 {
+            let count = self.unread_count;
+            writeln!(out, "{count} batches cannot be read: what they did is not known")?;
+        }
+        for id in &self.missing_segments {
+            writeln!(out, "segment {id} is missing: reads of blocks in it give an error")?;
+        }
+        for command in &self.commands {
+            writeln!(out, "did not happen: {} {}", command.verb, command.names.join(", "))?;
+        }
+        for object in &self.objects {
+            if out.alternate() {
+                writeln!(out, "{object:#}")?;
+            } else {
+                writeln!(out, "{object}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LostObject {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name.as_str() {
+            "" => write!(out, "object {:#x}, name not known", self.id)?,
+            name => write!(out, "'{name}'")?,
+        }
+        if self.is_gone {
+            write!(out, " is gone: it was made later")?;
+        }
+        if self.ranges.is_empty() {
+            return Ok(());
+        }
+        let bytes: u64 = self.ranges.iter().map(|range| range.1).sum();
+        write!(out, " lost writes to {bytes} bytes:")?;
+        let shown = if out.alternate() { usize::MAX } else { RANGES_SHOWN_MAX };
+        for (first, length) in self.ranges.iter().take(shown) {
+            write!(out, " {first}+{length}")?;
+        }
+        match self.ranges.len().saturating_sub(shown) {
+            0 => Ok(()),
+            more => write!(out, " and {more} more ranges"),
+        }
+    }
+}
+
+impl Engine {
+    /// Make a pool usable again whose log is damaged: it goes back to the last batch that can be
+    /// followed. `None`: the log is whole, and nothing was lost.
+    ///
+    /// # Errors
+    /// As `open`; `Corrupt` where it is not the log that is damaged.
+    ///
+    /// # Durability
+    /// On return the pool opens as it is told here. After a crash before that it is refused as
+    /// before, or opens at the same place.
+    pub fn accept_loss(path: &Path, settings: Settings) -> Result<Option<LossReport>, EngineError> {
+        Self::accept_loss_in(Arc::new(FileStore::new(path)), settings)
+    }
+
+    /// `accept_loss` in any store.
+    ///
+    /// # Errors
+    /// As `accept_loss`.
+    pub fn accept_loss_in(
+        store: Arc<dyn Store>,
+        settings: Settings,
+    ) -> Result<Option<LossReport>, EngineError> {
+        let (engine, report) = Self::open_how(store, false, settings, true)?;
+        // Segments that could not be followed are known by the checkpoint from here on.
+        let shown = report.as_ref().map_or(Ok(false), |_| engine.checkpoint());
+        let closed = engine.close();
+        shown.and(closed)?;
+        Ok(report)
+    }
+}

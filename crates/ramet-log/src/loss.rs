@@ -1,0 +1,270 @@
+//! A damaged log, opened with loss accepted: it ends at the last batch that can be followed, what
+//! lies beyond is set aside, and a new stretch begins there.
+//!
+//! Calls the store. Invariants: no byte is removed, only moved or copied; what is beyond the end is
+//! set aside before the end is named; until the end is named the pool is refused as before, or ends
+//! at the same place. See docs/internals/format.md, "Accepting a loss".
+
+use crate::chain::Chain;
+use crate::error::{LogError, Result};
+use crate::format::batch::{Entry, Kind};
+use crate::format::footer::JournalBatch;
+use crate::format::segment::LogEnd;
+use crate::log::Log;
+use crate::recovery::{Known, Opening};
+use crate::replay::Source;
+use crate::segment::{Segment, SegmentEntry, segment_path};
+use crate::types::{BLOCK_BYTES_U64, SegmentId, Sequence};
+use ramet_store::{Store, StoreError};
+use std::sync::Arc;
+
+/// Where lost parts of logs are kept, in a directory for each time.
+pub const LOST_DIRECTORY: &str = "lost";
+/// Times that a loss can be accepted.
+const LOSSES_MAX: u32 = 10_000;
+/// Slots that a mark asks for.
+const MARK_SLOTS: u32 = 4;
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Gives the text to keep beside what is set aside.
+pub type Describe<'a> = dyn FnMut(&Loss) -> String + 'a;
+
+/// A batch behind the end, as far as it can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostBatch {
+    /// Its number.
+    pub sequence: Sequence,
+    /// Where it is.
+    pub segment: SegmentId,
+    /// The slot of its header.
+    pub slot: u32,
+    /// What it did.
+    pub entries: Vec<Entry>,
+    /// Its record, where it has one that verifies.
+    pub record: Option<Vec<u8>>,
+}
+
+/// What was lost.
+#[derive(Clone, Debug, Default)]
+pub struct Loss {
+    /// What is damaged.
+    pub damage: String,
+    /// The last batch that is kept.
+    pub end: LogEnd,
+    /// The last batch that was durable for certain.
+    pub durable: Sequence,
+    /// Batches behind the end, in their order, as far as their headers can be read.
+    pub batches: Vec<LostBatch>,
+    /// Segments up to the end whose file is missing: blocks in them cannot be read.
+    pub missing: Vec<SegmentId>,
+    /// Where the rest is kept; empty: there is none.
+    pub directory: String,
+    /// The files in it.
+    pub files: Vec<String>,
+    /// The text that goes with them.
+    pub report: String,
+}
+
+impl Opening<'_> {
+    /// Decide where the log ends, given what reading it came to; nothing is written. `None`: there
+    /// is nothing to accept.
+    pub(crate) fn accept(
+        &mut self,
+        chain: &Chain,
+        known: &Known,
+        complete: Result<()>,
+        read: Result<()>,
+    ) -> Result<Option<Loss>> {
+        let damage = match (&read, &complete) {
+            // What the records say cannot be: another end would not mend that.
+            (Err(_), _) if self.contradicts => return read.map(|()| None),
+            (Err(error @ LogError::Damaged { .. }), _) | (Ok(()), Err(error)) => error.to_string(),
+            (Ok(()), Ok(())) => return Ok(None),
+            (Err(_), _) => return read.map(|()| None),
+        };
+        let mut loss = Loss {
+            damage,
+            end: self.end,
+            durable: self.durable,
+            missing: chain.missing().to_vec(),
+            ..Loss::default()
+        };
+        if read.is_err() {
+            self.end_here(chain, known)?;
+            loss.batches = self.lost_batches(chain)?;
+        }
+        let last = loss.batches.last().map_or(self.end.sequence, |batch| batch.sequence);
+        loss.durable = loss.durable.max(last);
+        Ok(Some(loss))
+    }
+
+    /// The last segment that is kept.
+    fn last_kept(&self) -> SegmentId {
+        self.end.position.locator().segment()
+    }
+
+    /// Keep what is up to the end, and nothing else.
+    fn end_here(&mut self, chain: &Chain, known: &Known) -> Result<()> {
+        let (last, end) = (self.last_kept(), self.end.sequence);
+        self.segments.retain(|id, _| *id <= last && end != Sequence(0));
+        self.footer = self.footer.take().filter(|part| part.segment <= last);
+        self.tail.retain(|part| part.segment <= last);
+        for entry in known.segments.iter().filter(|entry| entry.id <= last) {
+            // It was appended to at the cut, and could not be followed: its entry has the nonce.
+            self.segments.entry(entry.id).or_insert_with(|| Arc::new(Segment::known(entry)));
+        }
+        if let Some(segment) = self.segments.get(&last).cloned() {
+            let SegmentEntry { sealed, used, .. } = segment.entry();
+            if !sealed && used == 0 {
+                segment.set_ended(self.slots_kept(chain, &segment)?, false);
+            }
+        }
+        self.previous = self.segments.keys().max().copied();
+        Ok(())
+    }
+
+    /// Slots that count of the segment in which the log ends, where nothing else says it.
+    fn slots_kept(&self, chain: &Chain, segment: &Segment) -> Result<u32> {
+        let loaded = chain.load(self.store, segment.id)?;
+        let all = loaded.batches.iter().chain(&loaded.beyond);
+        let mut last = all.filter(|batch| batch.sequence <= self.end.sequence);
+        if let Some(batch) = last.rfind(|batch| batch.sequence == self.end.sequence) {
+            return Ok(batch.header_slot + batch.slots_count);
+        }
+        // The batch at the end cannot be read: all that may be its.
+        Ok(segment.slots_count)
+    }
+
+    /// Batches behind the end, as far as they can be read.
+    fn lost_batches(&self, chain: &Chain) -> Result<Vec<LostBatch>> {
+        let mut found = Vec::new();
+        let last = self.last_kept();
+        let ends = chain.ends();
+        for id in chain.ids().filter(|id| *id >= last) {
+            let loaded = chain.load(self.store, id)?;
+            let discarded = |batch: &JournalBatch| {
+                let at = id.slot(batch.header_slot).position();
+                ends.iter().any(|(opens, by)| id < *by && at > opens.position)
+            };
+            let nonce = chain.header(id).map_or(0, |header| header.nonce);
+            let source =
+                Source { store: self.store, seed: self.descriptor.seed, segment: id, nonce };
+            let all = loaded.batches.iter().chain(&loaded.beyond);
+            for batch in all.filter(|batch| batch.sequence > self.end.sequence) {
+                if discarded(batch) {
+                    continue;
+                }
+                found.push(LostBatch {
+                    sequence: batch.sequence,
+                    segment: id,
+                    slot: batch.header_slot,
+                    entries: batch.entries.clone(),
+                    record: record_of(&source, batch),
+                });
+            }
+        }
+        found.sort_by_key(|batch| (batch.sequence, batch.segment, batch.slot));
+        Ok(found)
+    }
+}
+
+fn record_of(source: &Source<'_>, batch: &JournalBatch) -> Option<Vec<u8>> {
+    let entry = batch.entries.iter().find(|entry| entry.kind == Kind::Record)?;
+    source.read_record(batch.header_slot, entry.first, entry.count).ok()
+}
+
+impl Log {
+    /// Set aside what is behind the end, and begin a stretch that names it.
+    pub(crate) fn begin_after_loss(
+        &self,
+        loss: &mut Loss,
+        noted: Sequence,
+        chain: &Chain,
+    ) -> Result<()> {
+        let epoch = self.room.lock().epoch;
+        // The names that are about to go say which ids were used. What is durable stays as it was
+        // noted: until all is set aside, the log must not look as if it ended here.
+        self.write_commit(&mut |next| (next.epoch, next.durable) = (epoch, noted))?;
+        for id in &loss.missing {
+            // Its blocks stay lost; that it has a file says that somebody knows.
+            match self.store().create(&segment_path(*id)) {
+                Ok(_) => {}
+                // A file of another pool has the name: nothing of it is read.
+                Err(StoreError::Exists { .. }) => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+        self.store().sync_directory("segments")?;
+        self.set_aside(loss, chain)?;
+        self.make_room(MARK_SLOTS, false)?;
+        // The other slot too: each must say what is there.
+        let epoch = self.room.lock().epoch;
+        self.commit_superblock(epoch)?;
+        // A batch behind the end, so that the next checkpoint has something to show.
+        self.mark()
+    }
+
+    fn set_aside(&self, loss: &mut Loss, chain: &Chain) -> Result<()> {
+        let store = self.store();
+        let beyond: Vec<SegmentId> = {
+            let known = self.segments.read();
+            chain.ids().filter(|id| !known.contains_key(id)).collect()
+        };
+        store.create_directory(LOST_DIRECTORY)?;
+        let free = (1..=LOSSES_MAX).map(|number| format!("{LOST_DIRECTORY}/{number}"));
+        for path in free {
+            if !store.exists(&path)? {
+                loss.directory = path;
+                break;
+            }
+        }
+        assert!(!loss.directory.is_empty(), "a loss was accepted {LOSSES_MAX} times");
+        let directory = &loss.directory;
+        store.create_directory(directory)?;
+        loss.files = copy_tail(store, self, loss.end, directory)?.into_iter().collect();
+        let report = store.create(&format!("{directory}/report.txt"))?;
+        report.write_at(loss.report.as_bytes(), 0)?;
+        report.sync()?;
+        store.sync_directory("")?;
+        store.sync_directory(LOST_DIRECTORY)?;
+        store.sync_directory(directory)?;
+        // From the older to the newer: while a later one is there, the log is seen to be damaged.
+        for id in beyond {
+            let name = format!("{id}.seg");
+            store.rename(&segment_path(id), &format!("{directory}/{name}"))?;
+            loss.files.push(name);
+        }
+        store.sync_directory(directory)?;
+        Ok(store.sync_directory("segments")?)
+    }
+}
+
+/// Copy what is behind the end in its own segment. Result: the copy's name, if there is any.
+fn copy_tail(store: &dyn Store, log: &Log, end: LogEnd, directory: &str) -> Result<Option<String>> {
+    let id = end.position.locator().segment();
+    let Some(segment) = log.segments.read().get(&id).cloned() else { return Ok(None) };
+    if !store.exists(&segment.path)? {
+        return Ok(None);
+    }
+    let file = store.open(&segment.path, false)?;
+    let first = end.position.locator().slot();
+    let (mut at, length) = (u64::from(first) * BLOCK_BYTES_U64, file.length_bytes()?);
+    if at >= length {
+        return Ok(None);
+    }
+    let name = format!("{id}.from-slot-{first}");
+    let copy = store.create(&format!("{directory}/{name}"))?;
+    copy.set_length(length)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    while at < length {
+        let piece = usize::try_from(length - at).unwrap_or(usize::MAX).min(buffer.len());
+        file.read_at(&mut buffer[..piece], at)?;
+        if buffer[..piece].iter().any(|byte| *byte != 0) {
+            copy.write_at(&buffer[..piece], at)?;
+        }
+        at += piece as u64;
+    }
+    copy.sync()?;
+    Ok(Some(name))
+}

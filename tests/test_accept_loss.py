@@ -1,0 +1,134 @@
+"""A pool whose log is damaged is refused; with loss accepted it goes back to before the damage."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ramet
+from ramet.errors import BusyError, CorruptError, NotFoundError
+from ramet.records import LossReport
+
+BLOCK_BYTES = 4096
+HEADER = b"RBAT"
+
+
+@pytest.fixture
+def damaged_pool(pool_path: Path) -> Path:
+    """A pool that was killed, whose log is damaged between two writes to "db"."""
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        pool.create_volume("db", "1MiB").write(0, b"a" * BLOCK_BYTES)
+    pool = ramet.open(pool_path)
+    volume = pool.volume("db")
+    for block, letter in enumerate((b"b", b"c", b"d")):
+        volume.write(block * BLOCK_BYTES, letter * BLOCK_BYTES)
+        volume.flush()
+    pool.create_volume("late", "1MiB")
+    # As it is now, before a clean close seals the log.
+    copy = pool_path.with_name("copy")
+    _copy(pool_path, copy)
+    pool.close()
+    path = max(copy.glob("segments/*.seg"))
+    content = bytearray(path.read_bytes())
+    headers = [at for at in range(0, len(content), BLOCK_BYTES) if content[at:][:4] == HEADER]
+    content[headers[1] + 20] ^= 1
+    path.write_bytes(content)
+    return copy
+
+
+def _copy(pool_path: Path, copy: Path) -> None:
+    for source in sorted(pool_path.rglob("*")):
+        target = copy / source.relative_to(pool_path)
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+        elif source.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+
+
+def accepted(path: Path) -> LossReport:
+    report = ramet.accept_loss(path)
+    assert report is not None
+    return report
+
+
+def test_a_damaged_log_is_refused_and_the_error_names_the_way_out(damaged_pool: Path) -> None:
+    with pytest.raises(CorruptError) as caught:
+        ramet.open(damaged_pool)
+    assert caught.value.code == "log_damaged"
+    assert "slot" in caught.value.text
+    assert "ramet check --accept-loss" in caught.value.text
+
+
+def test_with_loss_accepted_the_pool_is_what_it_was_before_the_damage(damaged_pool: Path) -> None:
+    report = accepted(damaged_pool)
+    assert [(it.name, it.is_gone, it.ranges) for it in report.objects] == [
+        ("db", False, [(2 * BLOCK_BYTES, BLOCK_BYTES)]),
+        ("late", True, []),
+    ]
+    assert [(it.verb, it.names) for it in report.commands] == [("create", ["late"])]
+    assert report.unread_count == 1
+    assert "'late' is gone" in report.text
+    json.dumps(report.to_json())
+    assert ramet.accept_loss(damaged_pool) is None
+    with ramet.open(damaged_pool) as pool:
+        (volume,) = pool.volumes()
+        assert volume.read(0, 2 * BLOCK_BYTES) == b"b" * BLOCK_BYTES + bytes(BLOCK_BYTES)
+        volume.write(BLOCK_BYTES, b"e" * BLOCK_BYTES)
+    with ramet.open(damaged_pool) as pool:
+        assert pool.volume("db").read(BLOCK_BYTES, 2 * BLOCK_BYTES) == b"e" * BLOCK_BYTES + bytes(
+            BLOCK_BYTES
+        )
+
+
+def test_what_was_lost_is_kept_beside_the_pool_with_a_report(damaged_pool: Path) -> None:
+    report = accepted(damaged_pool)
+    directory = damaged_pool / report.directory
+    assert "did not happen: create late" in (directory / "report.txt").read_text()
+    kept = b"".join((directory / name).read_bytes() for name in report.files)
+    assert b"d" * BLOCK_BYTES in kept
+    assert HEADER in kept
+
+
+def ramet_check(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ramet", "-p", str(path), "check", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_command_wants_the_name_of_the_pool(damaged_pool: Path) -> None:
+    before = sorted(damaged_pool.rglob("*"))
+    for options in (["--accept-loss"], ["--accept-loss", "another"]):
+        done = ramet_check(damaged_pool, *options)
+        assert done.returncode != 0
+        assert "not_confirmed" in done.stderr
+        assert sorted(damaged_pool.rglob("*")) == before
+    done = ramet_check(damaged_pool, "--accept-loss", damaged_pool.name)
+    assert done.returncode == 0
+    assert "'db' lost writes to 4096 bytes: 8192+4096" in done.stdout
+    assert str(damaged_pool / "lost" / "1") in done.stdout
+    assert "is whole" in ramet_check(damaged_pool, "--accept-loss", "copy").stdout
+
+
+def test_the_command_gives_one_json_value(damaged_pool: Path) -> None:
+    done = ramet_check(damaged_pool, "--accept-loss", "copy", "--json")
+    told = json.loads(done.stdout)
+    assert told["directory"] == "lost/1"
+    assert told["objects"][0]["ranges"] == [{"offset_bytes": 8192, "length_bytes": 4096}]
+    assert json.loads(ramet_check(damaged_pool, "--accept-loss", "copy", "--json").stdout) is None
+
+
+def test_a_pool_that_is_held_or_missing_is_refused(pool_path: Path) -> None:
+    with ramet.open(pool_path, create=True), pytest.raises(BusyError):
+        ramet.accept_loss(pool_path)
+    with pytest.raises(NotFoundError):
+        ramet.accept_loss(pool_path / "none")
+
+
+def test_damage_outside_of_the_log_is_not_accepted(damaged_pool: Path) -> None:
+    (damaged_pool / "superblock").write_bytes(bytes(8192))
+    with pytest.raises(CorruptError) as caught:
+        ramet.accept_loss(damaged_pool)
+    assert caught.value.code == "pool_damaged"
+    assert not (damaged_pool / "lost").exists()
