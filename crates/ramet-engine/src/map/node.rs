@@ -304,7 +304,7 @@ impl Node {
         to: u64,
         detaches: bool,
     ) -> Result<(), Missing> {
-        if detaches && self.height > 0 && from <= base && base + self.span() <= to {
+        if detaches && from <= base && base + self.span() <= to {
             return Ok(());
         }
         let body = self.look()?;
