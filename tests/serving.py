@@ -4,13 +4,16 @@ Invariant: when the block of `serving` is left, the process is gone, and whoever
 got the same check as a user: SIGTERM ends it with 0.
 """
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 
 import nbd_client
@@ -70,6 +73,16 @@ class Serving:
             yield client
         finally:
             client.close()
+
+    def health(self) -> tuple[int, dict[str, str]]:
+        """Ask how it is, as a probe does. Result: the status of the answer, and the answer."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.pool_path / "api.sock"))
+            connection.sendall(b"GET /v0/health HTTP/1.0\r\n\r\n")
+            response = HTTPResponse(connection)
+            response.begin()
+            told: dict[str, str] = json.loads(response.read())
+            return response.status, told
 
     def terminate(self) -> None:
         """Tell it to end, as an init system does."""

@@ -309,8 +309,34 @@ def test_a_pool_whose_files_cannot_be_written_is_eio_for_changes_and_is_read_on(
             assert client.read(0, 7) == b"flushed"
         with served.verbs() as verbs:
             assert verbs.stats()["poisoned"] is True
+        status, health = served.health()
+        assert (status, health["status"]) == (503, "poisoned")
+        assert health["reason"]
         served.terminate()
         assert served.wait() == 6, "unavailable: what was not flushed may be lost"
         assert "pool_poisoned" in "".join(served.said)
+        assert len([line for line in served.said if line.startswith("poisoned: ")]) == 1
+    with serving(pool_path) as served, served.connect("db") as client:
+        assert client.read(0, 7) == b"flushed"
+        assert served.health() == (200, {"status": "ok", "reason": ""})
+
+
+@pytest.mark.slow
+def test_a_poisoned_service_ends_by_itself_where_it_is_asked_to(pool_path: Path) -> None:
+    """Nobody flushes: the service finds out when it flushes by itself.
+
+    It never did where no segment could be prepared ahead: what was written stayed in memory.
+    """
+    with serving(make_pool(pool_path), "--exit-when-poisoned") as served:
+        with served.verbs() as verbs:
+            verbs.create_volumes(["db"], "64MiB", None)
+        with served.connect("db") as client:
+            client.write(0, b"flushed")
+            client.flush()
+            limits = resource.prlimit(served.process_id, resource.RLIMIT_FSIZE)
+            resource.prlimit(served.process_id, resource.RLIMIT_FSIZE, (0, limits[1]))
+            client.write(BLOCK_BYTES, b"staged")
+        assert served.wait() == 6
+        assert "poisoned: " in "".join(served.said)
     with serving(pool_path) as served, served.connect("db") as client:
         assert client.read(0, 7) == b"flushed"

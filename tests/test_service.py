@@ -105,6 +105,27 @@ def test_a_second_service_is_told_at_once_and_harms_nothing(served: Serving) -> 
     assert names_listed("-p", served.pool_path) == ["db"]
 
 
+def test_it_waits_for_a_command_that_has_the_pool_open(pool: Path) -> None:
+    """It was refused at once where any other command would have waited."""
+    held = ramet_api.open(pool)
+    done = run_ramet("-p", pool, "serve", "--no-wait")
+    assert done.returncode == 5
+    assert "pool_in_use" in done.stderr
+    process = subprocess.Popen(
+        [*RAMET, "-p", str(pool), "serve"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("waiting for another command: ")
+        held.close()
+        assert process.stderr.readline().startswith("ready: ")
+        process.terminate()
+        assert process.wait(END_SECONDS_MAX) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_socket_that_another_service_answers_on_is_left_to_it(
     served: Serving, tmp_path: Path
 ) -> None:

@@ -103,6 +103,9 @@ class Pool:
     def path(self) -> str: ...
     @property
     def read_only(self) -> bool: ...
+    @property
+    def poisoned_reason(self) -> str:
+        """The failure after which writes are refused; empty: none."""
     def stats(self) -> dict[str, int | str | bool]: ...
     def list(self) -> builtins.list[Object]:
         """All volumes and snapshots, sorted by name."""

@@ -38,6 +38,11 @@ class Service:
     def _nbd_socket(self) -> Iterator[Path]:
         yield self.nbd_path
 
+    def health(self) -> dict[str, str]:
+        """Say how the pool is: `status` is "ok" or "poisoned", `reason` why."""
+        reason = self.pool.poisoned_reason
+        return {"status": "poisoned" if reason else "ok", "reason": reason}
+
     def describe(self) -> dict[str, str | int]:
         """Say where it listens: what `service.json` holds."""
         directory = self.pool_path.stat()

@@ -294,6 +294,11 @@ impl Engine {
         self.log.read_only()
     }
 
+    /// The failure after which writes are refused; empty: none.
+    pub fn poisoned(&self) -> &str {
+        self.log.poisoned().unwrap_or_default()
+    }
+
     /// Refuse what comes after `close`.
     ///
     /// # Errors
@@ -425,7 +430,7 @@ impl Engine {
             gate_closed_ns_max: counters.gate_closed_ns_max.load(Ordering::Relaxed),
             space_free_bytes,
             space_bytes,
-            poisoned: self.log.poisoned().unwrap_or_default().to_string(),
+            poisoned: self.poisoned().to_string(),
         })
     }
 

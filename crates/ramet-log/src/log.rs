@@ -253,7 +253,8 @@ impl Log {
         if self.read_only || self.closed.load(Ordering::Acquire) || self.poisoned.get().is_some() {
             return Ok(false);
         }
-        let more = self.prepare_ahead()?;
+        // Where no segment can be prepared, what was written is committed all the same.
+        let more = self.prepare_ahead();
         let (appended, durable) = (self.appended(), self.durable());
         let mut idle = self.idle_since.lock();
         if idle.0 != appended {
@@ -267,7 +268,7 @@ impl Log {
                 self.mark()?;
             }
         }
-        Ok(more)
+        more
     }
 
     pub(crate) fn mark(&self) -> Result<()> {

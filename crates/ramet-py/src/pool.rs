@@ -141,6 +141,11 @@ impl Pool {
     }
 
     #[getter]
+    fn poisoned_reason(&self) -> String {
+        self.engine.poisoned().to_string()
+    }
+
+    #[getter]
     fn read_only(&self) -> bool {
         self.engine.read_only()
     }

@@ -43,6 +43,11 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
     )
     it.add_argument("--nbd", metavar="unix:PATH", help="default POOL/nbd.sock")
     it.add_argument("--api", metavar="unix:PATH", help="default POOL/api.sock")
+    it.add_argument(
+        "--exit-when-poisoned",
+        action="store_true",
+        help="end when a write or sync of the pool's files fails, with exit code 6",
+    )
     it = verb(
         nouns,
         "check",

@@ -1,36 +1,63 @@
 """`ramet serve`: the service in the foreground.
 
-Imports service and http, and is imported for this verb only: FastAPI is slow to import.
+Imports service and http, and is imported for this verb only: FastAPI is slow to import. Invariants:
+another command's lock is waited for, a service's never; a service whose pool was poisoned never
+ends with 0.
 """
 
 import signal
 import socket
 import sys
 import threading
+import time
 from argparse import Namespace
+from contextlib import ExitStack
 
 import uvicorn
 
-from ramet.config import find_pool_path
+from ramet.client import Client
+from ramet.config import LOCK_WAIT_SECONDS_MAX, find_pool_path
+from ramet.errors import BusyError, UnavailableError
 from ramet.http import build
-from ramet.service import hold, raise_file_limit
+from ramet.service import Service, hold, raise_file_limit
 
+RETRY_SECONDS = 0.05
+LOCKED = "pool_in_use"
+REMEDY = "mend its disk, then start the service again"
 GRACE_SECONDS_MAX = 2  # For commands in progress, when the service is told to end.
 
 
 class _Server(uvicorn.Server):
-    """Says one line when it is ready; ends at once where it was told to before it began."""
+    """Says one line when it is ready, one when the pool is poisoned; ends when it is told to."""
 
-    def __init__(self, config: uvicorn.Config, ready: str, end: threading.Event) -> None:
+    def __init__(
+        self, service: Service, ready: str, end: threading.Event, ends_when_poisoned: bool
+    ) -> None:
+        config = uvicorn.Config(
+            build(service),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS_MAX,
+            lifespan="off",
+        )
         super().__init__(config)
+        self._pool = service.pool
         self._ready = ready
         self._end = end
+        self._ends_when_poisoned = ends_when_poisoned
+        self._poisoned = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self._ready, file=sys.stderr, flush=True)
 
     async def on_tick(self, counter: int) -> bool:
+        if not self._poisoned and (reason := self._pool.poisoned_reason):
+            self._poisoned = reason
+            text = f"poisoned: {reason}; writes are refused, reads go on; hint: {REMEDY}"
+            print(text, file=sys.stderr, flush=True)
+            if self._ends_when_poisoned:
+                self._end.set()
         return await super().on_tick(counter) or self._end.is_set()
 
 
@@ -43,19 +70,42 @@ def serve(arguments: Namespace) -> None:
         # It may come while the pool is opened; and uvicorn raises the signal again once it has
         # ended: that must not end us before the flush.
         signal.signal(number, lambda _number, _frame: end.set())
-    with hold(path, arguments.nbd, arguments.api) as (service, listener):
-        config = uvicorn.Config(
-            build(service),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=GRACE_SECONDS_MAX,
-            lifespan="off",
-        )
+    with ExitStack() as stack:
+        service, listener = _hold(stack, arguments, end)
         ready = (
             f"ready: pool '{path}', NBD at 'unix:{service.nbd_path}',"
             f" commands at 'unix:{service.api_path}', {files} open files allowed"
         )
         if service.address_error is not None:
             print(f"commands need the standard sockets: {service.address_error}", file=sys.stderr)
-        _Server(config, ready, end).run(sockets=[listener])
+        _Server(service, ready, end, arguments.exit_when_poisoned).run(sockets=[listener])
+    if reason := service.pool.poisoned_reason:
+        raise UnavailableError(
+            "pool_poisoned", f"{reason}: what was not flushed may be lost; hint: {REMEDY}"
+        )
     print("ended: everything is flushed", file=sys.stderr)
+
+
+def _hold(
+    stack: ExitStack, arguments: Namespace, end: threading.Event
+) -> tuple[Service, socket.socket]:
+    """Hold the pool until `stack` is left; a command that has it open is waited for.
+
+    Raises: BusyError where a service has it, or a command for too long; and what `hold` raises.
+    """
+    path = find_pool_path(arguments.pool)
+    until = time.monotonic() + (0.0 if arguments.no_wait else LOCK_WAIT_SECONDS_MAX)
+    said = False
+    while True:
+        try:
+            return stack.enter_context(hold(path, arguments.nbd, arguments.api))
+        except BusyError as error:
+            client = Client.find(path) if error.code == LOCKED else None
+            if client is not None:
+                client.close()
+                raise
+            if error.code != LOCKED or time.monotonic() >= until or end.wait(RETRY_SECONDS):
+                raise
+            if not said:
+                print(f"waiting for another command: {error.text}", file=sys.stderr, flush=True)
+                said = True

@@ -179,6 +179,12 @@ def build(service: Service) -> FastAPI:
         "/v0/diff", "diff", lambda it: verbs.diff(asked(it, "before"), asked(it, "after")).to_json()
     )
     get("/v0/stats", "stats", lambda _: verbs.stats())
+
+    async def health() -> Response:
+        told = service.health()
+        return answer(told, 200 if told["status"] == "ok" else STATUS["unavailable"])
+
+    app.add_api_route("/v0/health", health, methods=["GET"], name="health")
     get("/v0/service", "service", lambda _: service.describe())
     return app
 

@@ -59,6 +59,11 @@ class PoolBase(Commands):
         """Whether it was opened for reading only."""
         return self._core.read_only
 
+    @property
+    def poisoned_reason(self) -> str:
+        """The failed write or sync after which writes are refused; empty: they are not."""
+        return self._core.poisoned_reason
+
     def close(self) -> None:
         """Stop its NBD servers, make everything durable, and let others open the pool. Idempotent.
 
