@@ -206,6 +206,8 @@ impl Chain {
     /// The stretches from the cut on, in log order.
     pub(crate) fn stretches(&self, cut: LogEnd) -> Result<Vec<Stretch>> {
         let mut stretches: Vec<Stretch> = Vec::new();
+        let mut opened = self.found.values().filter_map(|header| header.as_ref().ok()?.opens);
+        let starts_later = opened.next().is_some_and(|opens| opens.sequence == Sequence(0));
         for (id, header) in &self.found {
             let opens = header.as_ref().ok().and_then(|header| header.opens);
             match (opens, stretches.last_mut()) {
@@ -222,6 +224,9 @@ impl Chain {
                 }
                 // The first segment's creation was cut short.
                 (None, None) if *header == Err(HeaderFault::Blank) => {}
+                // Left of a stretch of which nothing was durable: the removal of its first segment
+                // got to the medium, and that of this one did not.
+                (None, None) if starts_later => {}
                 (None, None) => {
                     let reason = match header {
                         Err(HeaderFault::Damaged(reason)) => reason.clone(),
