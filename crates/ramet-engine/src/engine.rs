@@ -373,16 +373,21 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where the last writes fail; the lock is given back all the same.
     pub fn close(&self) -> Result<(), EngineError> {
+        // Held to the end: no checkpoint is under way when somebody else may open the pool.
+        let checkpoints = &mut *self.checkpoints.lock();
         let writes = !self.log.read_only() && self.log.poisoned().is_none();
-        let closing =
-            if writes && self.log.check_open().is_ok() { self.close_writing() } else { Ok(()) };
+        let closing = if writes && self.log.check_open().is_ok() {
+            self.close_writing(checkpoints)
+        } else {
+            Ok(())
+        };
         self.log.close()?;
         closing
     }
 
-    fn close_writing(&self) -> Result<(), EngineError> {
+    fn close_writing(&self, checkpoints: &mut Checkpoints) -> Result<(), EngineError> {
         self.log.seal()?;
-        match self.checkpoint() {
+        match self.write_checkpoint(checkpoints) {
             // The log holds everything: the next opening replays more of it.
             Err(error) if error.kind == Kind::Full => Ok(self.log.note_durable()?),
             other => other.map(drop),

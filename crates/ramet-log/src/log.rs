@@ -294,7 +294,6 @@ impl Log {
     pub fn seal(&self) -> Result<()> {
         self.check_writable()?;
         self.gate.lock().close_segment(self);
-        self.commit(self.appended())?;
         self.sync_footers()
     }
 

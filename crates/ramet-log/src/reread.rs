@@ -19,10 +19,6 @@ pub(crate) fn make_durable<'a>(
     store: &dyn Store,
     parts: impl Iterator<Item = &'a Unsynced>,
 ) -> Result<()> {
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return Ok(());
-    }
     let mut buffer = vec![0; 1 << 20];
     for part in parts {
         let file = store.open(&segment_path(part.segment), true)?;
@@ -39,8 +35,8 @@ pub(crate) fn make_durable<'a>(
         if part.is_sealed {
             file.set_length(part.to_bytes)?;
         }
+        // Names were durable before anything was written to the files.
         file.sync()?;
     }
-    store.sync_directory("segments")?;
     Ok(())
 }

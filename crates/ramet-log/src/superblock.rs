@@ -17,8 +17,8 @@ pub(crate) struct Slots {
     pub(crate) newest: Commit,
     /// The other one, where it verifies.
     pub(crate) older: Option<Commit>,
-    pages: [Vec<u8>; 2],
-    newest_slot: usize,
+    newest_page: Vec<u8>,
+    newest_slot: u64,
     other_valid: bool,
 }
 
@@ -55,19 +55,20 @@ pub(crate) fn read(store: &dyn Store, seed: u64) -> Result<Slots> {
         (None, Some(second)) => (1, second, None),
         (None, None) => return Err(foundation("neither of its slots verifies")),
     };
-    Ok(Slots { newest, older, pages, newest_slot, other_valid })
+    let [first, second] = pages;
+    let newest_page = if newest_slot == 0 { first } else { second };
+    Ok(Slots { newest, older, newest_page, newest_slot, other_valid })
 }
 
 impl Slots {
-    /// Make what was read durable: the newer slot, then the older, with a sync after each; an
-    /// invalid one gets a copy.
+    /// Make the newer slot durable as it was read; then give an invalid one a copy of it. (A valid
+    /// older one was durable before the newer was written.)
     pub(crate) fn make_durable(&self, store: &dyn Store) -> Result<()> {
         let file = store.open(PATH, true)?;
-        let newest = &self.pages[self.newest_slot];
-        let other_slot = 1 - self.newest_slot;
-        let other = if self.other_valid { &self.pages[other_slot] } else { newest };
-        for (slot, page) in [(self.newest_slot, newest), (other_slot, other)] {
-            file.write_at(page, slot as u64 * BLOCK_BYTES_U64)?;
+        file.write_at(&self.newest_page, self.newest_slot * BLOCK_BYTES_U64)?;
+        file.sync()?;
+        if !self.other_valid {
+            file.write_at(&self.newest_page, (1 - self.newest_slot) * BLOCK_BYTES_U64)?;
             file.sync()?;
         }
         Ok(())

@@ -163,7 +163,7 @@ impl Engine {
         }
     }
 
-    fn write_checkpoint(&self, state: &mut Checkpoints) -> Result<bool> {
+    pub(crate) fn write_checkpoint(&self, state: &mut Checkpoints) -> Result<bool> {
         self.log.check_writable()?;
         state.at = Instant::now();
         state.log_bytes = self.log.counters.written_bytes.load(Ordering::Relaxed);
