@@ -1,5 +1,5 @@
-//! A damaged node of a map is an error for its range only: everything else reads, writes, snapshots,
-//! clones, deletes and checkpoints go on, and nothing of what it maps is taken for dead.
+//! A damaged node of a map is an error for its range only: everything else is read and written,
+//! snapshots, clones, deletes and checkpoints go on, and nothing of what it maps is taken for dead.
 
 mod crash;
 
@@ -164,8 +164,8 @@ fn a_missing_node_file_is_an_error_for_what_it_maps() {
     assert!(opened > 0, "no file holds maps only");
 }
 
-/// A range that is trimmed as a whole needs nothing of the leaf that maps it: it heals. The leaf was
-/// loaded all the same, and the range stayed an error whatever was done to it.
+/// A range that is trimmed as a whole needs nothing of the leaf that maps it: it heals. The leaf
+/// was loaded all the same, and the range stayed an error whatever was done to it.
 #[test]
 fn a_trim_of_all_that_a_damaged_leaf_maps_heals_the_range() {
     let run = scene();
