@@ -122,6 +122,24 @@ def test_tags_that_are_too_large_together_change_nothing(pool: ramet.Pool) -> No
     assert pool.record("db").tags == {"a": "1"}
 
 
+@pytest.mark.parametrize(
+    ("value", "code"), [("\udcff", "tag_not_utf8"), ("v" * 1025, "tag_value"), ("\0", "tag_value")]
+)
+def test_a_tag_that_cannot_be_changes_nothing(pool: ramet.Pool, value: str, code: str) -> None:
+    pool.create_volume("db", "1MiB", tags={"a": "1"})
+    for change in (
+        lambda: pool.tag("db", {"env": value}),
+        lambda: pool.create_volume("new", "1MiB", tags={"env": value}),
+        lambda: pool.snapshot("db", tags={"env": value}),
+        lambda: pool.clone("db", "new", tags={"env": value}),
+    ):
+        with pytest.raises(InvalidError) as caught:
+            change()
+        assert caught.value.code == code
+        assert "hint: " in caught.value.text
+    assert [(it.name, it.tags) for it in pool.objects()] == [("db", {"a": "1"})]
+
+
 def test_a_group_reverts_to_one_instant(pool: ramet.Pool) -> None:
     volumes = pool.create_volumes("v-{n}", "1MiB", count=3)
     for volume in volumes:

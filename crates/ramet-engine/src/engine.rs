@@ -259,7 +259,7 @@ impl Engine {
         let (log, loss) = log.map_err(|error| opened.unread.take().unwrap_or(error))?;
         let loss = loss.map(|loss| LossReport::new(&loss, &opened.table));
         if let (Some(older), None, false) = (&opened.older, &loss, read_only) {
-            remove_orphans(&*store, &[&opened.reached, older]);
+            remove_orphans(&log, &[&opened.reached, older]);
         }
         let log_uuid = Uuid::from_bytes(log.uuid());
         let Reached { roots, table_files, .. } = opened.reached;

@@ -10,6 +10,7 @@ use crate::format::footer::{
     CHECKSUMS_PER_PAGE, Column, JournalBatch, OWNERS_PER_PAGE, Trailer, decode_journal, decode_page,
 };
 use crate::format::segment::{LogEnd, SegmentHeader};
+use crate::format::superblock::Commit;
 use crate::recovery::Known;
 use crate::segment::{segment_of_name, segment_path};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId, Sequence};
@@ -78,10 +79,10 @@ impl Chain {
     pub(crate) fn read(
         store: &dyn Store,
         seed: u64,
-        log: [u8; 16],
+        newest: &Commit,
         known: &Known,
-        cut: LogEnd,
     ) -> Result<Self> {
+        let cut = newest.cut;
         let mut this = Chain {
             found: BTreeMap::new(),
             stale: Vec::new(),
@@ -95,7 +96,6 @@ impl Chain {
             let Some(id) = segment_of_name(&name) else {
                 continue;
             };
-            this.epoch_max = this.epoch_max.max(id.epoch());
             let expected = known.get(&id).copied();
             if expected == Some(true) {
                 // It is not read until something in it is.
@@ -105,7 +105,7 @@ impl Chain {
             let file = store.open(&segment_path(id), false)?;
             let mut page = vec![0; BLOCK_BYTES];
             let header = match read_whole(&*file, &mut page, 0)? {
-                true => check_header(&page, id, seed, log),
+                true => check_header(&page, id, seed, newest.log),
                 false => Err(HeaderFault::Blank),
             };
             if header == Err(HeaderFault::Foreign) {
@@ -113,6 +113,11 @@ impl Chain {
                 continue;
             }
             known.remove(&id);
+            // Without a header the name alone says whether it can be ours: an epoch is in a slot
+            // before a file is made in it, and the other slot may be one ahead.
+            if header.is_ok() || id.epoch() <= newest.epoch + 1 {
+                this.epoch_max = this.epoch_max.max(id.epoch());
+            }
             if expected.is_some() || id >= cut.position.locator().segment() {
                 this.found.insert(id, header);
             } else if !matches!(header, Err(HeaderFault::Damaged(_))) {

@@ -124,7 +124,7 @@ impl Log {
     ) -> Result<(Log, Option<Loss>)> {
         let How { read_only, pages_bytes, accept } = how;
         let cut = slots.newest.cut;
-        let chain = Chain::read(&*store, descriptor.seed, slots.newest.log, &known, cut)?;
+        let chain = Chain::read(&*store, descriptor.seed, &slots.newest, &known)?;
         let mut opening = Opening::new(&*store, &descriptor, slots.newest.durable, cut);
         opening.accepting = accept.is_some();
         opening.know(&chain, &known);
@@ -150,7 +150,8 @@ impl Log {
             slots.make_durable(&*store)?;
         }
         let noted = slots.newest.durable;
-        let epoch = slots.newest.epoch.max(chain.epoch_max()).max(epoch_of_nodes(&*store)?);
+        let epoch =
+            slots.newest.epoch.max(chain.epoch_max()).max(epoch_of_nodes(&*store, &slots.newest)?);
         let room = RoomState { epoch, counter: None, previous, end, opened: false };
         let log = Log::new(Recovered {
             store,
@@ -196,8 +197,9 @@ impl Log {
     }
 }
 
-/// The highest epoch that the name of a node or table file shows.
-fn epoch_of_nodes(store: &dyn Store) -> Result<u64> {
+/// The highest epoch that the name of a node or table file shows, which may be of another pool: an
+/// epoch is in a slot before a file is made in it, and the other slot may be one ahead.
+fn epoch_of_nodes(store: &dyn Store, newest: &Commit) -> Result<u64> {
     let mut epoch = 0;
     for kind in [NodeFileKind::Nodes, NodeFileKind::Tables] {
         let names = match store.list(kind.directory()) {
@@ -205,7 +207,8 @@ fn epoch_of_nodes(store: &dyn Store) -> Result<u64> {
             names => names?,
         };
         let ids = names.iter().filter_map(|name| kind.id_of_name(name));
-        epoch = ids.map(SegmentId::epoch).max().unwrap_or(0).max(epoch);
+        let epochs = ids.map(SegmentId::epoch).filter(|epoch| *epoch <= newest.epoch + 1);
+        epoch = epochs.max().unwrap_or(0).max(epoch);
     }
     Ok(epoch)
 }

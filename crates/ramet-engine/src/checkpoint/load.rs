@@ -10,13 +10,16 @@ use crate::object::{Object, ObjectKind, Table};
 use crate::record::Item;
 use crate::space::Space;
 use crate::{EngineError, Kind};
-use ramet_log::format::node::{NodeFileKind, place};
+use ramet_log::format::node::{NodeFileHeader, NodeFileKind, place};
 use ramet_log::format::superblock::{Commit, NodeReference};
-use ramet_log::{Known, Position, SegmentId};
-use ramet_store::Store;
+use ramet_log::{BLOCK_BYTES, Known, Log, Position, SegmentId};
+use ramet_store::StoreError;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+
+/// What a medium writes whole.
+const SECTOR_BYTES: usize = 512;
 
 /// The dead slots of a segment.
 type DeadSlots = (SegmentId, Vec<u64>);
@@ -184,8 +187,10 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Remove node and table files that neither checkpoint reaches: what a crash left behind.
-pub(crate) fn remove_orphans(store: &dyn Store, reached: &[&Reached]) {
+/// Remove node and table files that neither checkpoint reaches: what a crash left behind. Files of
+/// other pools, and those of which nobody can say whose they are, stay.
+pub(crate) fn remove_orphans(log: &Log, reached: &[&Reached]) {
+    let store = log.store();
     for kind in [NodeFileKind::Nodes, NodeFileKind::Tables] {
         let in_use: BTreeSet<SegmentId> = reached
             .iter()
@@ -196,10 +201,23 @@ pub(crate) fn remove_orphans(store: &dyn Store, reached: &[&Reached]) {
             .copied()
             .collect();
         for name in store.list(kind.directory()).unwrap_or_default() {
-            if let Some(id) = kind.id_of_name(&name).filter(|id| !in_use.contains(id)) {
+            let id = kind.id_of_name(&name).filter(|id| !in_use.contains(id));
+            if let Some(id) = id.filter(|id| is_own_or_blank(log, kind, *id)) {
                 // Harmless where it stays: ids are never used twice.
                 let _ = store.remove(&kind.path(id));
             }
         }
+    }
+}
+
+fn is_own_or_blank(log: &Log, kind: NodeFileKind, id: SegmentId) -> bool {
+    let mut page = vec![0; BLOCK_BYTES];
+    let read = log.store().open(&kind.path(id), false);
+    match read.and_then(|file| file.read_at(&mut page, 0)) {
+        // All fields of a header lie in its first sector: it was never written.
+        Ok(()) if page[..SECTOR_BYTES].iter().all(|byte| *byte == 0) => true,
+        Ok(()) => NodeFileHeader::is_of(&page, kind, log.descriptor().seed, log.uuid()),
+        Err(StoreError::ShortRead { .. }) => true,
+        Err(_) => false,
     }
 }

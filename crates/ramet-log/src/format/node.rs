@@ -108,6 +108,26 @@ impl NodeFileHeader {
         page[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&crc.to_le_bytes());
         page
     }
+
+    /// Whether a first page verifies and is of a file of this kind, pool and log.
+    #[must_use]
+    pub fn is_of(page: &[u8], kind: NodeFileKind, seed: u64, log: [u8; 16]) -> bool {
+        let fields = || {
+            let mut from = Reader::new(page, 8);
+            let version = from.u32()?;
+            from.skip(4)?;
+            let stored = from.u32()?;
+            from.skip(4)?;
+            let (own_seed, own_log) = (from.u64()?, from.array::<16>()?);
+            from.skip(16)?;
+            let (nonce, file) = (from.u64()?, from.u64()?);
+            let verifies = stored == page_crc(page, CHECKSUM_AT, nonce, file);
+            verifies.then_some((version, own_seed, own_log))
+        };
+        page.len() == BLOCK_BYTES
+            && page[..8] == kind.magic()[..]
+            && fields() == Some((VERSION, seed, log))
+    }
 }
 
 /// Checksum of a node at `address`.
