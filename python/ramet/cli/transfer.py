@@ -1,22 +1,27 @@
 """`ramet volume import|export`: disk images through qemu-img, over NBD.
 
-Invariants: sparse stays sparse; an import that fails leaves no volume, a failed export no file.
+Invariants: sparse stays sparse; a volume has its name, and a file its, once all of it is there; an
+import that fails leaves no volume, a failed export no file. One that was killed leaves what says
+`.importing-` or `.part` in its name.
 """
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from uuid import uuid4
 
 from ramet.cli.output import print_json
 from ramet.cli.session import verbs_of
 from ramet.config import format_nbd_uri
 from ramet.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from ramet.names import VOLUME_NAME_LENGTH_MAX, check_volume_name
 from ramet.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -36,30 +41,63 @@ def import_image(arguments: Namespace) -> None:
     size_bytes = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
     if size_bytes == 0:
         raise InvalidError("image_empty", f"'{file}' has no bytes; hint: give a disk image")
+    check_volume_name(arguments.name)
+    # As Ctrl-C does: what was begun is taken away.
+    signal.signal(signal.SIGTERM, _end)
     with verbs_of(arguments) as verbs:
-        # The name is taken first: whatever fails later takes the volume away again.
-        verbs.create_volumes([arguments.name], str(size_bytes), None)
+        _check_free(verbs, arguments.name)
+        begun = temporary_name(arguments.name)
+        verbs.create_volumes([begun], str(size_bytes), None)
         try:
-            copy_in(verbs, file, arguments.name)
+            copy_in(verbs, file, begun, arguments.name)
+            # Durable together with all that was copied.
+            made = verbs.rename(begun, arguments.name)
         except BaseException:
-            verbs.delete([arguments.name], True)
+            verbs.delete([begun], True)
             raise
-        made = verbs.find_object(arguments.name)
     if arguments.json:
         print_json(made.to_json())
     else:
         print(made.name)
 
 
-def copy_in(verbs: Verbs, file: Path, name: str) -> None:
-    """Copy an image's content into a volume that was made for it and reads as zeros."""
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def temporary_name(name: str) -> str:
+    """Give a volume's name that says of which import it is, and that nobody else has.
+
+    Example: temporary_name("golden")
+    """
+    suffix = f".importing-{uuid4().hex[:8]}"
+    return name[: VOLUME_NAME_LENGTH_MAX - len(suffix)] + suffix
+
+
+def _check_free(verbs: Verbs, name: str) -> None:
+    """Find out that a name is taken before anything is copied.
+
+    Raises: ConflictError (code name_taken).
+    """
+    try:
+        verbs.find_object(name)
+    except NotFoundError:
+        return
+    raise ConflictError("name_taken", f"'{name}' exists; hint: another name, or delete it first")
+
+
+def copy_in(verbs: Verbs, file: Path, name: str, shown: str) -> None:
+    """Copy an image's content into a volume that was made for it and reads as zeros.
+
+    `shown`: what the image is to be called.
+    """
     with verbs.nbd_socket() as socket_path:
         uri = format_nbd_uri(name, socket_path)
         convert(
             ["-n", "--target-is-zero", "-m", QUEUE_REQUESTS, "-W"],
             ["-f", inspect(file).kind, str(file)],
             ["-O", "raw", uri],
-            f"importing {name}",
+            f"importing {shown}",
         )
 
 
