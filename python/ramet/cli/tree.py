@@ -1,71 +1,89 @@
 """`ramet tree`: the family as a person likes to see it."""
 
-import re
+import os
+import shutil
+import sys
 import time
 from argparse import Namespace
-from collections import defaultdict
-from collections.abc import Iterator
 
-from ramet.cli.output import print_json
+from ramet.cli.family import Line, lines_of
+from ramet.cli.output import print_json, print_table
 from ramet.cli.session import verbs_of
-from ramet.records import ObjectRecord
 from ramet.units import format_age, format_size
 
-SIBLINGS_SHOWN_MAX = 8  # More of one kind and shape under one parent are summed up.
-DEPTH_INDENTED_MAX = 40  # Deeper families go on at this depth, so that lines stay readable.
-
-Children = dict[str | None, list[ObjectRecord]]
+DEPTH_INDENTED_MAX = 20  # Deeper families go on at this depth, so that lines stay readable.
+NAME_WIDTH_MIN = 20
+GAP = 2  # Between columns.
 
 
 def tree(arguments: Namespace) -> None:
-    """Show who was taken from whom; what is gone is folded away."""
+    """Show who was taken from whom; what is gone is folded away, what is alike summed up."""
     with verbs_of(arguments) as verbs:
         records = verbs.objects()
     if arguments.json:
         print_json([record.to_json() for record in records])
         return
-    for line in lines_of(records, time.time_ns()):
-        print(line)
+    head, rows = table_of(list(lines_of(records)), time.time_ns(), _width())
+    print_table(head, rows)
 
 
-def lines_of(records: list[ObjectRecord], now_ns: int) -> Iterator[str]:
-    """Give the tree's lines; families deeper than Python recurses are no problem.
+def table_of(
+    lines: list[Line], now_ns: int, width: int | None
+) -> tuple[list[str], list[list[str]]]:
+    """Give head and rows; columns that nothing is in are left out, long names are shortened.
 
-    Example: list(lines_of(pool.objects(), time.time_ns()))
+    Example: table_of([], time.time_ns(), 80)
     """
-    children: Children = defaultdict(list)
-    for record in sorted(records, key=lambda record: (record.created_ns, record.name)):
-        children[record.parent].append(record)
-    stack: list[tuple[int, list[ObjectRecord]]] = [(0, group) for group in _groups(children, None)]
-    stack.reverse()
-    while stack:
-        depth, group = stack.pop()
-        yield "  " * min(depth, DEPTH_INDENTED_MAX) + _describe(group, now_ns)
-        if len(group) == 1:
-            below = [(depth + 1, it) for it in _groups(children, group[0].uuid)]
-            stack.extend(reversed(below))
+    head = ["NAME", "COUNT>", "SIZE>", "MAPPED>", "AGE>", "ATTACHED>"]
+    rows = [_row(line, now_ns) for line in lines]
+    used = [column for column in range(len(head)) if column < 1 or any(it[column] for it in rows)]
+    head = [head[column] for column in used]
+    rows = [[row[column] for column in used] for row in rows]
+    if width is not None and rows:
+        widths = [
+            max(len(title.rstrip(">")), *(len(row[column]) for row in rows))
+            for column, title in enumerate(head)
+        ]
+        left = max(NAME_WIDTH_MIN, width - sum(widths[1:]) - GAP * (len(widths) - 1))
+        for row in rows:
+            row[0] = _shortened(row[0], left)
+    return head, rows
 
 
-def _groups(children: Children, parent: str | None) -> list[list[ObjectRecord]]:
-    """Siblings one by one, but many alike and childless as one group."""
-    alike: dict[tuple[str, str], list[ObjectRecord]] = defaultdict(list)
-    for record in children[parent]:
-        shape = record.uuid if children.get(record.uuid) else re.sub(r"\d+", "#", record.name)
-        alike[record.kind, shape].append(record)
-    groups: list[list[ObjectRecord]] = []
-    for group in alike.values():
-        groups += [group] if len(group) > SIBLINGS_SHOWN_MAX else [[record] for record in group]
-    return groups
-
-
-def _describe(group: list[ObjectRecord], now_ns: int) -> str:
-    first, last = group[0], group[-1]
+def _row(line: Line, now_ns: int) -> list[str]:
+    first = line.members[0]
     mark = "@" if first.kind == "snapshot" else "*"
-    mapped = format_size(sum(record.mapped_bytes for record in group))
-    attached = sum(record.attached_count for record in group)
-    name = first.name if len(group) == 1 else f"{first.name} .. {last.name}"
-    count = "" if len(group) == 1 else f"{len(group)} {first.kind}s, "
-    used = f", {attached} attached" if attached else ""
-    size = format_size(first.size_bytes)
-    age = format_age(first.created_ns, now_ns)
-    return f"{mark} {name}  ({count}{size}, {mapped} mapped, {age} old{used})"
+    sizes = {record.size_bytes for record in line.members}
+    size = format_size(max(sizes))
+    attached = sum(record.attached_count for record in line.members)
+    return [
+        "  " * min(line.depth, DEPTH_INDENTED_MAX) + f"{mark} {line.label}",
+        str(len(line.members)) if len(line.members) > 1 else "",
+        size if len(sizes) == 1 else f"<= {size}",
+        format_size(sum(record.mapped_bytes for record in line.members)),
+        _ages(line, now_ns),
+        str(attached) if attached else "",
+    ]
+
+
+def _ages(line: Line, now_ns: int) -> str:
+    moments = [record.created_ns for record in line.members]
+    newest, oldest = (
+        format_age(moment, now_ns).replace("just ", "") for moment in (max(moments), min(moments))
+    )
+    return newest if newest == oldest else f"{newest}-{oldest}"
+
+
+def _shortened(text: str, width: int) -> str:
+    """Leave the middle of a text out, where it is too wide: both ends say more."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[-tail:]}"
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where nobody looks."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return None
