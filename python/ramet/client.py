@@ -156,6 +156,10 @@ class Client:
         figures: Stats = self._ask("GET", "/v0/stats")
         return figures
 
+    def checkpoint(self) -> bool:
+        """See `Verbs`."""
+        return bool(self._ask("POST", "/v0/checkpoints", {})["written"])
+
     @contextmanager
     def nbd_socket(self) -> Iterator[Path]:
         """See `Verbs`."""

@@ -95,6 +95,9 @@ class Verbs(Protocol):
     def stats(self) -> Stats:
         """Give the pool's figures."""
 
+    def checkpoint(self) -> bool:
+        """Write the maps out up to now."""
+
     def nbd_socket(self) -> "AbstractContextManager[Path]":
         """Give a socket that serves the pool while the block is not left."""
 
@@ -194,6 +197,10 @@ class PoolVerbs:
     def stats(self) -> Stats:
         """See `Verbs`."""
         return self.pool.stats()
+
+    def checkpoint(self) -> bool:
+        """See `Verbs`."""
+        return self.pool.checkpoint()
 
 
 def _made(handles: "Iterable[Handle]") -> list[Made]:

@@ -48,22 +48,22 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         action="store_true",
         help="end when a write or sync of the pool's files fails, with exit code 6",
     )
+    verb(nouns, "stats", ("stats", "stats"), "show the pool's figures", "-p /srv/pool stats")
     it = verb(
         nouns,
         "check",
-        ("accept_loss", "accept_loss"),
-        "go back to before the damage of a log that cannot be read",
-        "-p /srv/pool check --accept-loss pool",
+        ("check", "check"),
+        "hold every byte of the pool against the format, and name what is damaged",
+        "-p /srv/pool check",
     )
+    it.add_argument("--quick", action="store_true", help="leave the bytes of blocks out")
     it.add_argument(
         "--accept-loss",
         nargs="?",
         const="",
-        required=True,
         metavar="POOL",
-        help="the pool's name; without it you are asked",
+        help="go back to before the damage of a log; the pool's name, without it you are asked",
     )
-    verb(nouns, "stats", ("stats", "stats"), "show the pool's figures", "-p /srv/pool stats")
     verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")
     it = verb(
         nouns,

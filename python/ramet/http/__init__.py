@@ -109,6 +109,10 @@ class Delete(msgspec.Struct, forbid_unknown_fields=True):
     force: bool = False
 
 
+class Checkpoint(msgspec.Struct, forbid_unknown_fields=True):
+    """Write the maps out."""
+
+
 def answer(value: object, status: int = 200) -> Response:
     """Encode a result."""
     body = msgspec.json.encode(value)
@@ -220,4 +224,5 @@ def _add_verbs(
     )
     post("/v0/tags", Tag, lambda it: [o.to_json() for o in verbs.tag(it.names, it.tags, it.remove)])
     post("/v0/renames", Rename, lambda it: verbs.rename(it.name, it.new_name).to_json())
+    post("/v0/checkpoints", Checkpoint, lambda _: {"written": verbs.checkpoint()})
     post("/v0/deletes", Delete, lambda it: verbs.delete(it.names, it.force))

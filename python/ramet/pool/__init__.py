@@ -433,6 +433,17 @@ class Pool(PoolBase):
         self._check_usable()
         self._core.flush()
 
+    def checkpoint(self) -> bool:
+        """Write the maps out, so that opening the pool reads only what was written since.
+
+        This happens by itself, see `checkpoint_log` of `open`.
+        Result: whether there was anything to write.
+        Raises: UnavailableError once the pool is poisoned or closed; ReadOnlyError; FullError.
+        Example: pool.checkpoint()
+        """
+        self._check_usable()
+        return self._core.checkpoint()
+
     def stats(self) -> dict[str, int | str | bool]:
         """Give figures about the pool by name; those in bytes end in `_bytes`.
 

@@ -1,0 +1,368 @@
+"""A check of a pool: everything is read once, held against everything else, and told.
+
+Docs: docs/internals/format.md, which is all that this package knows of the engine. Called by
+cli/check.py. Invariants: nothing is written; whatever the bytes, the answer is a report.
+"""
+
+from pathlib import Path
+
+from ramet.audit.checksums import BLOCK_BYTES
+from ramet.audit.files import PoolFiles, pool_lock
+from ramet.audit.footer import journal_batches
+from ramet.audit.holders import Edges, Holders
+from ramet.audit.lineage import Lineage
+from ramet.audit.log import FILE_NAME, Log, LogReader, Segment
+from ramet.audit.maps import MapWalk, Need
+from ramet.audit.nodes import NodeFiles
+from ramet.audit.objects import VOLUME, decode_fields, decode_object
+from ramet.audit.replay import Hit, Objects, Replay
+from ramet.audit.report import Holder, Place, Progress, Report
+from ramet.audit.scan import Last, scan_segment
+from ramet.audit.slots import Slots
+from ramet.audit.structures import (
+    COUNTER_BITS,
+    SLOT_BITS,
+    SLOTS_MAX,
+    Commit,
+    Descriptor,
+    MalformedError,
+    decode_commit,
+    decode_descriptor,
+)
+from ramet.audit.table import FileTable
+from ramet.audit.trees import Tree
+from ramet.errors import UnavailableError
+
+OBJECTS, LINEAGE, FILES = 1, 2, 3  # Kinds of roots.
+SLOTS_OF_SUPERBLOCK = 2
+INCARNATION_AT = 56
+
+
+def check(
+    root: Path,
+    *,
+    quick: bool = False,
+    wait_seconds: float = 0.0,
+    progress: Progress | None = None,
+) -> Report:
+    """Check the pool in directory `root`, which nobody may have open for writing.
+
+    `quick`: leave the bytes of blocks out. Result: what was found.
+    Raises: NotFoundError where there is no pool; BusyError where it is open for writing for longer
+    than `wait_seconds`; UnavailableError where it cannot be read.
+    Example: check(directory / "pool").clean
+    """
+    with pool_lock(root, wait_seconds):
+        return _run(root, quick, progress, False)
+
+
+def check_beside(root: Path, *, quick: bool = False, progress: Progress | None = None) -> Report:
+    """Check a pool that a service has open, up to its newest checkpoint.
+
+    What was written since is left out. Result: what was found.
+    Raises: UnavailableError where the pool was closed or opened meanwhile, and files that the
+    check needed may have gone.
+    Example: check_beside(directory / "pool").clean
+    """
+    before = _incarnations(root)
+    report = _run(root, quick, progress, True)
+    if not report.clean and before and _incarnations(root).isdisjoint(before):
+        raise UnavailableError(
+            "check_overtaken",
+            f"'{root}' was closed and opened while it was checked; hint: check it again",
+        )
+    return report
+
+
+def _incarnations(root: Path) -> set[bytes]:
+    """Give who wrote the superblock."""
+    content = (root / "superblock").read_bytes() if (root / "superblock").exists() else b""
+    slots = [content[at : at + BLOCK_BYTES] for at in (0, BLOCK_BYTES)]
+    return {slot[INCARNATION_AT : INCARNATION_AT + 16] for slot in slots}
+
+
+def _run(root: Path, quick: bool, progress: Progress | None, until_cut: bool) -> Report:
+    report = Report()
+    files = PoolFiles(root, report, progress)
+    try:
+        _Check(files, quick, until_cut).run()
+    finally:
+        files.close()
+    return report
+
+
+class _Check:
+    def __init__(self, files: PoolFiles, quick: bool, until_cut: bool) -> None:
+        self._files, self._report = files, files.report
+        self._quick, self._until_cut = quick, until_cut
+
+    def run(self) -> None:
+        descriptor = self._load_descriptor()
+        commits = self._load_commits(descriptor) if descriptor else []
+        if not descriptor or not commits:
+            self._report.note("nothing else can be checked without it")
+            return
+        self._seed = descriptor.seed
+        newer = commits[0]
+        reader = LogReader(self._files, descriptor, newer, self._until_cut)
+        log = self._log = reader.find_segments()
+        self._check_epochs(newer)
+        self._files.bytes_to_read = self._bytes_of(log)
+        self._files.doing = "reading the log"
+        reader.scan(log, self._quick)
+        self._nodes = NodeFiles(self._files, descriptor, newer)
+        self._files.doing = "reading maps"
+        checkpoints = _Checkpoints(self._files, self._nodes, log, self._seed)
+        objects, needs = checkpoints.hold_newer(newer)
+        for older in commits[1:]:
+            checkpoints.hold_older(older)
+        holders = Holders(self._nodes, needs)
+        if needs:
+            for it in objects.by_id.values():
+                if it.root:
+                    found = [Hit(*need[1:]) for need in holders.of(*it.root)]
+                    if found:
+                        objects.hits[it.id] = found
+        if not self._until_cut:
+            self._files.doing = "replaying the log's tail"
+            self._replay(newer, objects)
+        self._name_holders(objects)
+
+    def _load_descriptor(self) -> Descriptor | None:
+        try:
+            with self._files.open("pool") as file:
+                descriptor = decode_descriptor(file.page(0))
+                length_bytes = file.length_bytes
+        except MalformedError as error:
+            self._report.add("descriptor", f"the file 'pool': {error}", Place("pool", 0))
+            return None
+        if length_bytes != BLOCK_BYTES:
+            self._report.add("descriptor", f"it has {length_bytes} bytes", Place("pool"))
+        compatible, read_only, incompatible = descriptor.features
+        if incompatible:
+            text = f"the pool has feature bits {incompatible:#x} that are not known here"
+            self._report.add("feature_unknown", text, Place("pool", 80))
+            return None
+        if compatible or read_only:
+            text = f"feature bits {compatible:#x} and {read_only:#x} are not known here"
+            self._report.note(f"{text}: what they stand for is not checked")
+        return descriptor
+
+    def _load_commits(self, descriptor: Descriptor) -> list[Commit]:
+        """Read the superblock. Result: its valid slots, the newer first, without copies."""
+        found: list[tuple[int, Commit, bytes]] = []
+        try:
+            with self._files.open("superblock") as file:
+                content = file.read(0, SLOTS_OF_SUPERBLOCK * BLOCK_BYTES)
+                length_bytes = file.length_bytes
+        except MalformedError as error:
+            self._report.add("superblock", str(error), Place("superblock"))
+            return []
+        if length_bytes != SLOTS_OF_SUPERBLOCK * BLOCK_BYTES:
+            text = f"the superblock has {length_bytes} bytes"
+            self._report.add("superblock", text, Place("superblock"))
+        for slot in range(SLOTS_OF_SUPERBLOCK):
+            page = content[slot * BLOCK_BYTES :][:BLOCK_BYTES]
+            try:
+                found.append((slot, decode_commit(page, descriptor.seed), page))
+            except MalformedError as error:
+                place = Place("superblock", slot * BLOCK_BYTES)
+                self._report.add("superblock", f"slot {slot} of the superblock: {error}", place)
+        found.sort(key=lambda it: -it[1].number)
+        if len(found) == SLOTS_OF_SUPERBLOCK:
+            self._compare_commits(found)
+            if found[0][1].number == found[1][1].number:
+                found.pop()
+        return [commit for _, commit, _ in found]
+
+    def _compare_commits(self, found: list[tuple[int, Commit, bytes]]) -> None:
+        (slot, newer, page), (_, older, older_page) = found
+        text = ""
+        if newer.log != older.log:
+            text = "they are of two logs"
+        elif newer.number == older.number:
+            text = "" if page == older_page else f"they differ, and both have number {newer.number}"
+        elif newer.number != older.number + 1 or newer.number_before != older.number:
+            text = f"commit {newer.number} names {newer.number_before} as the one before"
+            text += f", but the other slot holds commit {older.number}"
+        elif slot != newer.number % SLOTS_OF_SUPERBLOCK:
+            text = f"commit {newer.number} is in slot {slot}"
+        elif newer.epoch < older.epoch or newer.cut_sequence < older.cut_sequence:
+            text = "the newer one has the lower epoch or cut"
+        if text:
+            place = Place("superblock", slot * BLOCK_BYTES)
+            self._report.add("superblock", f"the superblock's slots: {text}", place)
+
+    def _check_epochs(self, commit: Commit) -> None:
+        for directory, suffix in (("segments", ".seg"), ("nodes", ".map"), ("tables", ".tab")):
+            for name in self._files.names(directory):
+                stem = name.removesuffix(suffix)
+                if stem == name or not FILE_NAME.fullmatch(stem):
+                    continue
+                epoch = int(stem, 16) >> COUNTER_BITS
+                if epoch > commit.epoch and not self._until_cut:
+                    text = f"its id is of epoch {epoch}, but the highest one taken is"
+                    place = Place(f"{directory}/{name}")
+                    self._report.add("epoch", f"{text} {commit.epoch}", place)
+
+    def _bytes_of(self, log: Log) -> int:
+        if self._quick:
+            return 0
+        return sum((self._files.root / it.name).stat().st_size for it in log.segments)
+
+    def _replay(self, commit: Commit, objects: Objects) -> None:
+        """Replay what lies between the cut and the log's end."""
+        replay = Replay(self._report, objects, self._log.bad_blocks)
+        for segment in self._log.segments:
+            if segment.id >= commit.cut_position >> SLOT_BITS:
+                try:
+                    self._replay_segment(segment, commit, replay)
+                except MalformedError as error:
+                    self._report.add("segment", str(error), segment.place(0))
+
+    def _replay_segment(self, segment: Segment, commit: Commit, replay: Replay) -> None:
+        with self._files.open(segment.name) as file:
+            scan = scan_segment(file, segment.header, self._seed, quick=True, last=segment.last)
+            for slot, batch in journal_batches(scan.journal):
+                if commit.cut_sequence < batch.sequence <= self._log.last_sequence:
+                    locator = segment.id << SLOT_BITS | slot
+                    replay.apply(
+                        batch,
+                        locator,
+                        segment.place(slot),
+                        lambda at, length: file.read(at * BLOCK_BYTES, length),
+                    )
+
+    def _name_holders(self, objects: Objects) -> None:
+        for it in objects.by_id.values():
+            name = "volumes_count" if it.kind == VOLUME else "snapshots_count"
+            self._report.count(name)
+        for object_id, hits in objects.hits.items():
+            name = objects.by_id[object_id].name
+            for hit in hits:
+                holder = Holder(name, hit.first * BLOCK_BYTES, hit.blocks_count * BLOCK_BYTES)
+                hit.finding.hold(holder)
+
+
+class _Checkpoints:
+    """Holds the checkpoints that the superblock names. What both reach is read once."""
+
+    def __init__(self, files: PoolFiles, nodes: NodeFiles, log: Log, seed: int) -> None:
+        self._files, self._report, self._nodes = files, files.report, nodes
+        self._log, self._seed = log, seed
+        self._trees = {
+            OBJECTS: Tree(nodes, files.report, False),
+            LINEAGE: Tree(nodes, files.report, False),
+            FILES: Tree(nodes, files.report, True),
+        }
+        self._walk: MapWalk | None = None
+
+    def hold_newer(self, commit: Commit) -> tuple[Objects, list[Need]]:
+        """Hold a checkpoint in every respect. Result: its objects, and what is wrong in maps."""
+        table, objects, lineage = self._load(commit)
+        table.hold_segments(self._log, commit)
+        last = self._last_slot(commit)
+        slots = Slots(self._files, self._log, self._seed, last, table.dead())
+        walk = self._walk = MapWalk(self._nodes, self._report, slots, last)
+        self._walk_maps(walk, objects, lineage)
+        self._check_sizes(objects)
+        names = {it.place: it.name for it in objects.by_id.values()}
+        lineage.hold(names)
+        table.hold_nodes(self._nodes, self._reached(walk))
+        self._tally(slots, commit)
+        return objects, walk.needs
+
+    def hold_older(self, commit: Commit) -> None:
+        """Hold what only the older checkpoint reaches."""
+        _, objects, lineage = self._load(commit)
+        last = self._last_slot(commit)
+        slots = Slots(self._files, self._log, self._seed, last, {})
+        assert self._walk is not None
+        self._walk.turn_to(slots, last)
+        self._walk_maps(self._walk, objects, lineage)
+
+    def _load(self, commit: Commit) -> tuple[FileTable, Objects, Lineage]:
+        table, objects, lineage = (
+            FileTable(self._report),
+            Objects(self._report),
+            Lineage(self._report),
+        )
+        if commit.table_file:
+            self._nodes.header(commit.table_file, True)
+        for kind, root in commit.roots.items():
+            if kind not in self._trees:
+                text = f"a root of kind {kind} is not known here"
+                self._report.add("superblock", text, Place("superblock"))
+                continue
+            for key, value in self._trees[kind].walk(root):
+                if kind == OBJECTS:
+                    self._take_object(objects, key, value)
+                elif kind == LINEAGE:
+                    lineage.take(key, value)
+                else:
+                    table.take(key, value)
+        return table, objects, lineage
+
+    def _take_object(self, objects: Objects, key: int, value: bytes) -> None:
+        try:
+            made = decode_object(decode_fields(value))
+            objects.add(made)
+        except MalformedError as error:
+            self._report.add("object", f"object {key:#x}: {error}", Place("nodes"))
+            return
+        if made.id != key or made.place == 0:
+            text = f"object {key:#x} says that it is {made.id:#x}, at place {made.place:#x}"
+            self._report.add("object", text, Place("nodes"))
+
+    def _last_slot(self, commit: Commit) -> int:
+        """Give the locator of the last slot of the batch at the cut."""
+        if commit.cut_position == 0:
+            return 0
+        segment = self._log.find(commit.cut_position >> SLOT_BITS)
+        at = Last(commit.cut_position & (SLOTS_MAX - 1), commit.cut_sequence)
+        if segment is not None:
+            try:
+                with self._files.open(segment.name) as file:
+                    scan = scan_segment(file, segment.header, self._seed, quick=True, last=at)
+            except MalformedError:
+                return commit.cut_position
+            for batch in scan.batches:
+                if (batch.header_slot, batch.sequence) == at:
+                    return commit.cut_position + batch.slots_count - 1
+        text = f"batch {at.sequence} is not at {commit.cut_position:016x}, where the cut is"
+        self._report.add("cut", text, Place("superblock"))
+        return commit.cut_position
+
+    def _walk_maps(self, walk: MapWalk, objects: Objects, lineage: Lineage) -> None:
+        roots = [it.root for it in objects.by_id.values()]
+        walk.walk([root for root in roots if root is not None] + lineage.roots)
+
+    def _check_sizes(self, objects: Objects) -> None:
+        edges = Edges(self._nodes)
+        for it in objects.by_id.values():
+            if it.root is not None:
+                last = edges.last_block(*it.root)
+                if last >= it.blocks_count:
+                    text = f"'{it.name}' maps block {last}, but has {it.blocks_count}"
+                    self._report.add("object", text, Place("nodes"))
+
+    def _reached(self, walk: MapWalk) -> dict[int, int]:
+        reached = walk.files()
+        for kind in (OBJECTS, LINEAGE):
+            for address in self._trees[kind].met:
+                file_id, unit = address >> SLOT_BITS, address & (SLOTS_MAX - 1)
+                reached[file_id] = max(reached.get(file_id, 0), unit)
+        return reached
+
+    def _tally(self, slots: Slots, commit: Commit) -> None:
+        report = self._report
+        for segment in self._log.segments:
+            if segment.id > commit.cut_position >> SLOT_BITS:
+                break
+            tally = slots.tally(segment)
+            report.count("held_bytes", tally.held_count * BLOCK_BYTES)
+            report.count("dead_bytes", tally.dead_count * BLOCK_BYTES)
+            report.count("uncounted_bytes", tally.uncounted_count * BLOCK_BYTES)
+            for slot in tally.dead_without_block:
+                text = f"slot {slot} holds no block, but the file table says that it is dead"
+                report.add("slot_dead", text, segment.place(slot))

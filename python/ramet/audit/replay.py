@@ -1,0 +1,229 @@
+"""The log's tail, replayed over the objects of a checkpoint: docs/internals/format.md, "Records".
+
+Holds I10 and I11, and follows what is wrong from object to object. Memory: a few hundred bytes for
+each object. Invariant: a record that makes no sense is told, and the rest is replayed as far as it
+goes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ramet.audit.objects import (
+    SNAPSHOT,
+    VOLUME,
+    Fields,
+    Object,
+    Tag,
+    Verb,
+    decode_name,
+    decode_object,
+    decode_record,
+    number,
+)
+from ramet.audit.report import Finding, Place, Report
+from ramet.audit.structures import (
+    KIND_MARK,
+    KIND_RECORD,
+    KIND_WRITE,
+    Batch,
+    Entry,
+    MalformedError,
+)
+
+
+class Hit(NamedTuple):
+    """Blocks of an object that need what is wrong."""
+
+    first: int
+    blocks_count: int
+    finding: Finding
+
+
+class Objects:
+    """All objects at one point of the log, and what each of them needs."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.by_id: dict[int, Object] = {}
+        self.hits: dict[int, list[Hit]] = {}
+        self._ids_by_name: dict[str, int] = {}
+        self._uuids: set[bytes] = set()
+
+    def add(self, made: Object) -> None:
+        """Add an object.
+
+        Raises: MalformedError where its id, UUID or name is another's.
+        """
+        if made.id == 0 or made.id in self.by_id:
+            raise MalformedError(f"the id {made.id:#x} is none, or another object's")
+        if made.uuid in self._uuids:
+            raise MalformedError(f"the UUID of '{made.name}' is another object's")
+        if made.name in self._ids_by_name:
+            raise MalformedError(f"the name '{made.name}' is another object's")
+        self.by_id[made.id] = made
+        self._ids_by_name[made.name] = made.id
+        self._uuids.add(made.uuid)
+
+    def get(self, object_id: int, kind: int | None = None) -> Object:
+        """Give an object.
+
+        Raises: MalformedError where it is not there, or of another kind.
+        """
+        found = self.by_id.get(object_id)
+        if found is None:
+            raise MalformedError(f"object {object_id:#x} is not there")
+        if kind is not None and found.kind != kind:
+            what = "volume" if kind == VOLUME else "snapshot"
+            raise MalformedError(f"'{found.name}' is no {what}")
+        return found
+
+    def _create(self, items: list[Fields]) -> None:
+        for fields in items:
+            self._make(fields, VOLUME)
+
+    def _make(self, fields: Fields, kind: int) -> Object:
+        made = decode_object(fields)
+        if made.kind != kind:
+            raise MalformedError(f"'{made.name}' is made of kind {made.kind}")
+        self.add(made)
+        return made
+
+    def _snapshot(self, items: list[Fields]) -> None:
+        for fields in items:
+            source = self.get(number(fields, Tag.SOURCE), VOLUME)
+            self._take_content(self._make(fields, SNAPSHOT), source)
+
+    def _clone(self, items: list[Fields]) -> None:
+        for fields in items:
+            source = self.get(number(fields, Tag.SOURCE))
+            if (source.kind == VOLUME) != (Tag.INSTANT in fields):
+                raise MalformedError(f"a clone of '{source.name}' with or without an instant")
+            self._take_content(self._make(fields, VOLUME), source)
+
+    def _take_content(self, taker: Object, source: Object) -> None:
+        if hits := self.hits.get(source.id):
+            self.hits[taker.id] = list(hits)
+        else:
+            self.hits.pop(taker.id, None)
+
+    def _revert(self, items: list[Fields]) -> None:
+        for fields in items:
+            if Tag.KIND in fields:
+                self._snapshot([fields])
+                continue
+            volume = self.get(number(fields, Tag.ID), VOLUME)
+            self._take_content(volume, self.get(number(fields, Tag.SOURCE), SNAPSHOT))
+            volume.size_bytes = number(fields, Tag.SIZE) or volume.size_bytes
+
+    def _rename(self, items: list[Fields]) -> None:
+        for fields in items:
+            renamed = self.get(number(fields, Tag.ID))
+            name = decode_name(fields.get(Tag.NAME, b""))
+            if self._ids_by_name.get(name, renamed.id) != renamed.id:
+                raise MalformedError(f"the name '{name}' is another object's")
+            del self._ids_by_name[renamed.name]
+            renamed.name = name
+            self._ids_by_name[name] = renamed.id
+
+    def _delete(self, items: list[Fields]) -> None:
+        for fields in items:
+            gone = self.get(number(fields, Tag.ID))
+            del self.by_id[gone.id], self._ids_by_name[gone.name]
+            self._uuids.discard(gone.uuid)
+            self.hits.pop(gone.id, None)
+
+    def _freeze(self, items: list[Fields]) -> None:
+        for fields in items:
+            self.get(number(fields, Tag.ID), VOLUME).kind = SNAPSHOT
+
+    def _resize(self, items: list[Fields]) -> None:
+        for fields in items:
+            resized = self.get(number(fields, Tag.ID), VOLUME)
+            if number(fields, Tag.SIZE) == 0:
+                raise MalformedError(f"'{resized.name}' is resized to nothing")
+            resized.size_bytes = number(fields, Tag.SIZE)
+            self._let_go(resized.id, resized.blocks_count, 1 << 63)
+
+    def _attributes(self, items: list[Fields]) -> None:
+        for fields in items:
+            self.get(number(fields, Tag.ID))
+
+    def apply_record(self, content: bytes) -> None:
+        """Do what a record says.
+
+        Raises: MalformedError where it cannot be done.
+        """
+        verb, items = decode_record(content)
+        verbs: dict[int, Callable[[list[Fields]], None]] = {
+            Verb.CREATE: self._create,
+            Verb.SNAPSHOT: self._snapshot,
+            Verb.CLONE: self._clone,
+            Verb.REVERT: self._revert,
+            Verb.RENAME: self._rename,
+            Verb.DELETE: self._delete,
+            Verb.FREEZE: self._freeze,
+            Verb.RESIZE: self._resize,
+            Verb.ATTRIBUTES: self._attributes,
+        }
+        verbs[verb](items)
+
+    def apply_change(self, entry: Entry) -> None:
+        """Do what a write, zero or trim says to what its object needs.
+
+        Raises: MalformedError where there is no such volume, or it ends before.
+        """
+        changed = self.get(entry.object, VOLUME)
+        if entry.length == 0 or entry.first + entry.length > changed.blocks_count:
+            text = f"blocks {entry.first} to {entry.first + entry.length} of '{changed.name}'"
+            raise MalformedError(f"{text}, which has {changed.blocks_count}")
+        self._let_go(entry.object, entry.first, entry.length)
+
+    def _let_go(self, object_id: int, first: int, count: int) -> None:
+        hits = self.hits.get(object_id)
+        if hits:
+            left: list[Hit] = []
+            for hit in hits:
+                left += _without(hit, first, first + count)
+            self.hits[object_id] = left
+
+
+def _without(hit: Hit, first: int, end: int) -> list[Hit]:
+    """Give what is left of a hit when a range is taken out of it."""
+    hit_end = hit.first + hit.blocks_count
+    parts = ((hit.first, min(hit_end, first)), (max(hit.first, end), hit_end))
+    return [Hit(start, stop - start, hit.finding) for start, stop in parts if start < stop]
+
+
+class Replay:
+    """Applies batches to objects, one after the other."""
+
+    def __init__(
+        self, report: Report, objects: Objects, bad_blocks: dict[int, tuple[int, Finding]]
+    ) -> None:
+        self._report, self._objects = report, objects
+        self._bad_blocks = bad_blocks
+
+    def apply(
+        self, batch: Batch, locator: int, place: Place, read: Callable[[int, int], bytes]
+    ) -> None:
+        """Apply a batch whose header is at `locator`. `read` gives bytes by slot and length."""
+        slot = locator + 1
+        for entry in batch.entries:
+            try:
+                if entry.kind == KIND_RECORD:
+                    self._objects.apply_record(read(slot & 0xFFFF, entry.first))
+                elif entry.kind != KIND_MARK:
+                    self._objects.apply_change(entry)
+                    if entry.kind == KIND_WRITE and self._bad_blocks:
+                        self._note_bad(entry, slot)
+            except MalformedError as error:
+                code = "record" if entry.kind == KIND_RECORD else "batch_entry"
+                self._report.add(code, f"batch {batch.sequence}: {error}", place)
+            slot += entry.slots_count
+
+    def _note_bad(self, entry: Entry, slot: int) -> None:
+        for at in range(entry.length):
+            bad = self._bad_blocks.get(slot + at)
+            if bad is not None:
+                hit = Hit(entry.first + at, 1, bad[1])
+                self._objects.hits.setdefault(entry.object, []).append(hit)
