@@ -18,6 +18,7 @@ import pytest
 
 import ramet
 from nbd_client import NbdClient
+from pool_checks import assert_clean
 from ramet.client import Client
 from ramet.errors import UnavailableError
 from serving import RAMET, Serving, make_pool, serving
@@ -379,9 +380,11 @@ def test_a_kill_under_load_keeps_what_was_flushed_at_one_point_of_the_log(
             commanding = commanders if randomness.random() < COMMANDED_SHARE else []
             with load(world, commanding, randomness):
                 wait_for_a_moment(world, randomness, bool(commanding))
+        assert_clean(pool_path)
         view = read_pool(pool_path, read_only=randomness.random() < 0.7)
         check_view(view, chains, commanders, round_number)
         if randomness.random() < 0.5:
             kill_while_opening(pool_path, randomness)
+            assert_clean(pool_path)
             again = read_pool(pool_path, read_only=True)
             assert not differences(again, view), "a kill while opening changed what is there"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ramet
+from pool_checks import assert_clean
 
 BLOCK_BYTES = 4096
 LEAF_BLOCKS = 512
@@ -118,6 +119,7 @@ class World:
     def reopen(self) -> None:
         self.note()
         self.pool.close()
+        assert_clean(self.path)
         self.pool = ramet.open(self.path)
 
     def note(self) -> None:

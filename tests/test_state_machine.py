@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 import ramet
+from pool_checks import assert_clean
 from pool_hands import ChildHand, Hand, OwnHand
 from ramet.errors import ConflictError, InvalidError, ReadOnlyError
 
@@ -101,6 +102,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.compare_all()
         finally:
             self.hand.close()
+            assert_clean(self.directory / "pool")
             shutil.rmtree(self.directory)
 
     def note_what_happened(self) -> None:
@@ -375,6 +377,7 @@ class PoolMachine(RuleBasedStateMachine):
         uuid = self.do("uuid")
         self.note_what_happened()
         self.hand.close()
+        assert_clean(self.directory / "pool")
         self.hand = self.open()
         assert self.do("uuid") == uuid
         self.note({})
@@ -476,6 +479,7 @@ class KilledPoolMachine(PoolMachine):
         assert isinstance(self.hand, ChildHand)
         self.kills_count += 1
         self.hand.kill()
+        assert_clean(self.directory / "pool")
         self.hand = self.open()
         moments = [*self.moments, *([(call, after)] if after is not None else [])]
         left = {
