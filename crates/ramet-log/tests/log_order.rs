@@ -190,7 +190,8 @@ fn a_damaged_slot_is_repaired_for_good() {
 }
 
 /// Nothing of the first stretch was durable, and its segments were removed. When the power went the
-/// first one was gone and the second was not, and opening said that segments were missing before it.
+/// first one was gone and the second was not, and opening said that segments were missing before
+/// it.
 #[test]
 fn segments_that_were_discarded_may_go_in_any_order() {
     let mut run = Run::new(0);
