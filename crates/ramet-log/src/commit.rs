@@ -85,11 +85,9 @@ impl Log {
         result
     }
 
-    /// Make everything durable that was handed to files before the call, footers too.
-    ///
-    /// # Errors
-    /// `Poisoned` where a write or sync fails, now or before.
-    pub fn sync_footers(&self) -> Result<()> {
+    /// Make everything durable that was handed to files before the call, a footer too that no batch
+    /// follows.
+    pub(crate) fn sync_footers(&self) -> Result<()> {
         if let Some(reason) = self.poisoned() {
             return Err(self.poison(reason));
         }

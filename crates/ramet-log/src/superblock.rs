@@ -84,7 +84,7 @@ impl Log {
         self.write_commit(&mut |next| next.epoch = epoch)
     }
 
-    /// Write the older slot: a checkpoint, whose nodes are durable. Result: the commit's number.
+    /// Write the older slot: a checkpoint, whose nodes are durable.
     ///
     /// # Errors
     /// `Poisoned` where the write or the sync fails.
@@ -96,14 +96,13 @@ impl Log {
         cut: LogEnd,
         roots: &[Root],
         table_file: Option<SegmentId>,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         assert!(cut.sequence <= self.durable(), "the log is synced up to the cut first");
         self.write_commit(&mut |next| {
             next.cut = cut;
             next.roots = roots.to_vec();
             next.table_file = table_file.map_or(0, |id| id.0);
-        })?;
-        Ok(self.superblock.lock().number)
+        })
     }
 
     /// Write the older slot, where it would say more than before of what is durable: for a log that

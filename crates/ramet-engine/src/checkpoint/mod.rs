@@ -54,8 +54,8 @@ pub(crate) struct Checkpoints {
     table_files: BTreeSet<SegmentId>,
     /// What the file table took when it was last written as a whole, and `written_bytes` then.
     table_whole: (u64, u64),
-    /// Table files that no commit from this number on reaches.
-    retired: Vec<(u64, BTreeSet<SegmentId>)>,
+    /// Table files that the newest commit does not reach, but the one before it.
+    retired: BTreeSet<SegmentId>,
     at: Instant,
     log_bytes: u64,
 }
@@ -92,7 +92,7 @@ impl Checkpoints {
             cut,
             table_files,
             table_whole: (0, 0),
-            retired: Vec::new(),
+            retired: BTreeSet::new(),
             at: Instant::now(),
             log_bytes: 0,
         }
@@ -228,8 +228,9 @@ impl Engine {
     }
 
     fn write_capture(&self, state: &mut Checkpoints, capture: &Capture) -> Result<()> {
-        // Up to the cut at least. Footers too: what the file table calls sealed must be.
-        self.log.sync_footers()?;
+        // Footers too, for what the file table calls sealed must be: a footer is synced with the
+        // batch that comes next, or by `Log::seal`.
+        self.log.commit(capture.cut.sequence)?;
         let nodes = &*self.nodes;
         let mut roots = state.roots;
         let mut writer = NodeWriter::new(&self.log, &mut state.nodes);
@@ -248,12 +249,13 @@ impl Engine {
         state.nodes.sync(&self.log)?;
         state.tables.sync(&self.log)?;
         let listed = image::roots(&roots);
-        let number = self.log.commit_checkpoint(capture.cut, &listed, state.tables.newest())?;
+        self.log.commit_checkpoint(capture.cut, &listed, state.tables.newest())?;
         state.nodes.forget_grown();
         (state.roots, state.cut) = (roots, capture.cut);
         self.counters.checkpointed.store(capture.cut.sequence.0, Ordering::Relaxed);
-        self.unlink_retired(state, number);
-        state.retired.extend(old_tables.map(|old| (number, old)));
+        self.unlink_retired(state);
+        // The older slot reaches them still.
+        state.retired = old_tables.unwrap_or_default();
         Ok(())
     }
 
@@ -301,15 +303,10 @@ impl Engine {
     }
 
     /// Remove table files that neither slot's checkpoint reaches any more.
-    fn unlink_retired(&self, state: &mut Checkpoints, number: u64) {
-        let in_use = state.table_files.clone();
-        let (ended, waiting) =
-            std::mem::take(&mut state.retired).into_iter().partition(|(since, _)| *since < number);
-        state.retired = waiting;
-        let ended: Vec<(u64, BTreeSet<SegmentId>)> = ended;
-        for id in ended.iter().flat_map(|(_, files)| files).filter(|id| !in_use.contains(id)) {
+    fn unlink_retired(&self, state: &mut Checkpoints) {
+        for id in std::mem::take(&mut state.retired) {
             // What cannot be removed now is removed at the next open.
-            let _ = self.log.store().remove(&NodeFileKind::Tables.path(*id));
+            let _ = self.log.store().remove(&NodeFileKind::Tables.path(id));
         }
     }
 }
