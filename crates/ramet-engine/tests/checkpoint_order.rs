@@ -5,10 +5,11 @@ mod crash;
 
 use crash::damage_newer_slot;
 use crash::process::Life;
-use crash::run::Run;
+use crash::run::{Run, settings};
 use crash::script::{Step, create, delete, snapshot_of, write};
-use ramet_engine::EngineError;
-use ramet_store::{Fault, Kept, Operation, Store, When};
+use ramet_engine::{Engine, EngineError};
+use ramet_store::{Fault, FaultStore, Kept, Operation, Store, When};
+use std::sync::Arc;
 
 /// Fates of what was not synced, where it is left to chance.
 const FATES: u64 = 12;
@@ -25,8 +26,8 @@ fn lose_power(run: &mut Run, kept: Kept) {
     run.lose_power(kept).unwrap_or_else(|error| panic!("{}: {error}", run.context));
 }
 
-/// O5, `sync_footers` in `write_capture`: maps would show blocks that are not there. (The log
-/// itself asserts that it was synced, and this test fails by that.)
+/// O5, `log.commit` in `write_capture`: maps would show blocks that are not there. (The log itself
+/// asserts that it was synced, and this test fails by that.)
 #[test]
 fn the_log_is_synced_up_to_the_cut_before_a_slot_shows_it() {
     let mut run = run();
@@ -88,6 +89,76 @@ fn a_slot_is_synced_before_what_only_older_ones_need_is_removed() {
     }
 }
 
+/// A pool with nothing in the cache that is not on the medium, and one engine without a model.
+fn opened() -> (Arc<FaultStore>, Arc<Engine>) {
+    let store = Arc::new(FaultStore::new(0));
+    Engine::create_in(&*store, 1 << 20).expect("created");
+    let engine = Engine::open_in(store.clone(), false, settings(0)).expect("opened");
+    (store, engine)
+}
+
+fn after_power_loss(store: &FaultStore) -> Arc<Engine> {
+    let store = Arc::new(store.crash(Kept::Nothing));
+    Engine::open_in(store, false, settings(0)).expect("opened after the power loss")
+}
+
+/// P1 and P3, `log.commit` in verbs.rs: the command would be gone, or what it took away be back.
+#[test]
+fn a_command_that_returned_survives_a_power_loss() {
+    let (store, engine) = opened();
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<_>>();
+    engine.create_volumes(&names(&["a", "b"]), 1 << 20, &[]).expect("created");
+    let there = |store: &FaultStore| {
+        let list = after_power_loss(store).list();
+        list.into_iter().map(|info| info.name).collect::<Vec<_>>()
+    };
+    assert_eq!(there(&store), ["a", "b"]);
+    let (store, engine) = opened();
+    engine.create_volumes(&names(&["a", "b"]), 1 << 20, &[]).expect("created");
+    engine.snapshot(&names(&["a", "b"]), &names(&["a1", "b1"]), &[]).expect("taken");
+    engine.delete(&names(&["b"])).expect("deleted");
+    assert_eq!(there(&store), ["a", "a1", "b1"]);
+}
+
+/// P1, `log.commit` in volume.rs: a write, a zeroing and a trim with FUA are durable by themselves,
+/// and with them what came before.
+#[test]
+fn a_write_with_fua_survives_a_power_loss() {
+    for last in 0..3 {
+        let (store, engine) = opened();
+        engine.create_volumes(&["a".to_string()], 1 << 20, &[]).expect("created");
+        let device = engine.device("a").expect("it is there");
+        device.write(0, &[1; 8192], false).expect("written");
+        match last {
+            0 => device.write(8192, &[2; 4096], true),
+            1 => device.write_zeroes(4096, 4096, true),
+            _ => device.trim(4096, 4096, true),
+        }
+        .expect("written");
+        drop(device);
+        let mut found = vec![9; 12288];
+        let engine = after_power_loss(&store);
+        engine.device("a").expect("it is there").read(0, &mut found).expect("read");
+        let wanted = match last {
+            0 => [1, 1, 2],
+            _ => [1, 0, 0],
+        };
+        let wanted: Vec<u8> = wanted.into_iter().flat_map(|byte| [byte; 4096]).collect();
+        assert!(found == wanted, "the {last}th kind of write");
+    }
+}
+
+/// O5 for footers, `sync_footers` in `Log::seal`: everything is durable, and closing adds a footer
+/// behind it. The table calls its segment sealed, so that nothing could be read without it.
+#[test]
+fn a_footer_is_durable_before_the_table_calls_its_segment_sealed() {
+    let mut run = run();
+    run.steps(&[Step::Flush]);
+    run.engine().close().expect("closed");
+    assert!(run.engine().stats().expect("looked at").sealed_count > 0);
+    lose_power(&mut run, Kept::Nothing);
+}
+
 /// What is done after a kill; the power may go at any moment of it.
 fn go_on(run: &mut Run) -> Result<(), EngineError> {
     run.reopen()?;
@@ -130,6 +201,72 @@ fn a_kill_anywhere_in_a_checkpoint_and_a_power_loss_in_the_next_lose_nothing() {
         if done {
             assert!(killed_after > 5, "a checkpoint makes more changes");
             return;
+        }
+    }
+}
+
+/// The same in a checkpoint after others, where the one before the last has a file table of its
+/// own. Result: whether the kill was at its end.
+fn killed_among_tables(changes: u64) -> (Run, bool) {
+    let mut run = run();
+    run.context = format!("killed after {changes} changes");
+    run.steps(&[Step::Close, write("a", 12, 20, 4000), Step::Checkpoint]);
+    run.steps(&[write("a", 40, 20, 5000), Step::Flush]);
+    run.life.end_after(changes);
+    let removed = run.store.count(Operation::Remove);
+    let _ = run.step(&Step::Checkpoint);
+    let done = run.store.count(Operation::Remove) > removed;
+    run.kill();
+    run.life = Life::new();
+    (run, done)
+}
+
+fn check_older(run: &Run, kept: Kept) {
+    let store = run.store.crash(kept);
+    damage_newer_slot(&store);
+    let mut older = run.survivor(store, &format!("{kept:?}, newer slot damaged"));
+    older.reopen().unwrap_or_else(|error| panic!("{}: {error}", older.context));
+}
+
+/// O4, the first sync of `Slots::make_durable`, and O7: whoever opens the pool after a kill removes
+/// what neither slot reaches, as they are read. When the power goes then, and the newer slot is
+/// damaged, the other one has to be what was read.
+#[test]
+fn both_slots_open_after_a_kill_anywhere_in_a_checkpoint() {
+    for killed_after in 0.. {
+        let (run, _) = killed_among_tables(killed_after);
+        check_older(&run, Kept::Everything);
+        let (mut run, done) = killed_among_tables(killed_after);
+        run.reopen().expect("opened");
+        run.kill();
+        for kept in std::iter::once(Kept::Nothing).chain((0..2 * FATES).map(Kept::Random)) {
+            check_older(&run, kept);
+        }
+        if done {
+            return;
+        }
+    }
+}
+
+/// O4, the write itself: a slot whose sync failed is in the cache only, where no later sync finds
+/// it.
+#[test]
+fn a_slot_whose_sync_failed_is_written_again() {
+    for (seed, nth) in (0..8).flat_map(|seed| (0..).map(move |nth| (seed, nth)).take(8)) {
+        let mut run = Run::quiet(seed);
+        run.context = format!("seed {seed}, sync {nth} of the checkpoint fails");
+        run.steps(&[create("a", 4096), write("a", 0, 20, 1000), Step::Close]);
+        run.steps(&[write("a", 12, 20, 4000), Step::Checkpoint, write("a", 40, 20, 5000)]);
+        let syncs = run.store.count(Operation::Sync);
+        run.store.plan(When::Nth(Operation::Sync, syncs + nth), Fault::Error);
+        if run.step(&Step::Checkpoint).is_ok() {
+            assert!(nth > 2, "a checkpoint has more syncs");
+            continue;
+        }
+        run.reopen().unwrap_or_else(|error| panic!("{}: {error}", run.context));
+        run.kill();
+        for kept in std::iter::once(Kept::Nothing).chain((0..FATES).map(Kept::Random)) {
+            check_older(&run, kept);
         }
     }
 }
