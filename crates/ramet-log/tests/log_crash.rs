@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 /// Scripts that are played, from seed 0; RAMET_SEED and RAMET_SCRIPTS ask for others.
 const SCRIPTS: u64 = 3;
 /// Operations of a script at which something happens: all, or about this many of them.
-const MOMENTS_MAX: u64 = 100;
+const MOMENTS_MAX: u64 = 70;
 /// Reads of an opening that fail, about; and power losses of a script whose opening is cut off.
 const READS_MAX: u64 = 40;
-const OPENINGS_MAX: u64 = 5;
+const OPENINGS_MAX: u64 = 8;
 /// Fates of what was not synced, for each power loss, beside losing all of it.
 const FATES: u64 = 3;
 
@@ -242,11 +242,9 @@ fn a_flipped_bit_is_an_error_or_a_shorter_log_and_never_wrong_data() {
     for seed in seeds() {
         let mut whole = Run::new(seed);
         whole.play(&script(seed)).expect("without a fault nothing fails");
-        for write in 0..whole.store.count(Operation::Write) {
+        let first = Run::new(seed).store.count(Operation::Write);
+        for write in sampled(first..whole.store.count(Operation::Write), MOMENTS_MAX, seed) {
             let mut run = Run::new(seed);
-            if write < run.store.count(Operation::Write) {
-                continue;
-            }
             run.context = format!("script {seed}, a bit of write {write} flips");
             run.store.plan(When::Nth(Operation::Write, write), Fault::FlipBit);
             let script: Vec<Step> = without_reopening(script(seed));
