@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ramet
+from pool_checks import assert_clean
 from ramet.errors import BusyError, CorruptError, NotFoundError
 from ramet.records import LossReport
 
@@ -72,7 +73,9 @@ def test_with_loss_accepted_the_pool_is_what_it_was_before_the_damage(damaged_po
     assert report.unread_count == 1
     assert "'late' is gone" in report.text
     json.dumps(report.to_json())
+    assert_clean(damaged_pool)
     assert ramet.accept_loss(damaged_pool) is None
+    assert_clean(damaged_pool)
     with ramet.open(damaged_pool) as pool:
         (volume,) = pool.volumes()
         assert volume.read(0, 2 * BLOCK_BYTES) == b"b" * BLOCK_BYTES + bytes(BLOCK_BYTES)
@@ -81,6 +84,25 @@ def test_with_loss_accepted_the_pool_is_what_it_was_before_the_damage(damaged_po
         assert pool.volume("db").read(BLOCK_BYTES, 2 * BLOCK_BYTES) == b"e" * BLOCK_BYTES + bytes(
             BLOCK_BYTES
         )
+
+
+def test_a_missing_segment_costs_its_blocks_only(damaged_pool: Path) -> None:
+    """The oldest segment, which a checkpoint knows: nothing of the log after it is lost."""
+    (damaged_pool / "lost").mkdir()  # As somebody may have made it.
+    assert ramet.accept_loss(damaged_pool) is not None
+    missing = min(damaged_pool.glob("segments/*.seg"))
+    missing.unlink()
+    with pytest.raises(CorruptError, match="missing"):
+        ramet.open(damaged_pool)
+    report = accepted(damaged_pool)
+    assert report.missing_segments == [missing.stem]
+    assert (report.objects, report.commands, report.directory) == ([], [], "lost/2")
+    with ramet.open(damaged_pool) as pool:
+        volume = pool.volume("db")
+        assert volume.read(0, BLOCK_BYTES) == b"b" * BLOCK_BYTES
+        volume.write(BLOCK_BYTES, b"f" * BLOCK_BYTES)
+    with ramet.open(damaged_pool) as pool:
+        assert pool.volume("db").read(BLOCK_BYTES, BLOCK_BYTES) == b"f" * BLOCK_BYTES
 
 
 def test_what_was_lost_is_kept_beside_the_pool_with_a_report(damaged_pool: Path) -> None:

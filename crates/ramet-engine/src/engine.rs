@@ -540,7 +540,10 @@ impl Opening {
 
     fn replay(&mut self, said: Replay<'_>) -> Result<(), String> {
         let Opening { table, heads, space, changed, nodes, unread, .. } = self;
-        let mut note = |error: EngineError| unread.insert(error).text.clone();
+        let mut note = |error: EngineError| {
+            let text = format!("replaying the log: {}", error.text);
+            unread.insert(EngineError { text, ..error }).text.clone()
+        };
         let mut replayer = Replayer { table, space, nodes, changed, note: &mut note };
         match said {
             Replay::Write { object, first, count, locator } => {

@@ -121,7 +121,8 @@ fn a_flipped_bit_of_a_node_is_an_error_for_its_range_only() {
             Ok(engine) => engine,
             Err(error) => {
                 // A node of the objects or of the lineage tree.
-                assert_eq!((error.kind, error.code), (Kind::Corrupt, "node_damaged"), "{context}");
+                assert_eq!(error.code, "checkpoint_damaged", "{context}: {error}");
+                assert!(error.text.contains(&path), "{context}: {error}");
                 refused += 1;
                 continue;
             }
@@ -158,7 +159,7 @@ fn a_missing_node_file_is_an_error_for_what_it_maps() {
                 opened += 1;
                 go_on(&store, &run, &engine, &name);
             }
-            Err(error) => assert_eq!(error.code, "node_damaged", "{error}"),
+            Err(error) => assert_eq!(error.code, "checkpoint_damaged", "{error}"),
         }
     }
     assert!(opened > 0, "no file holds maps only");

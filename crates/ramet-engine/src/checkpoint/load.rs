@@ -40,6 +40,19 @@ fn contradiction(what: &str, key: u64) -> EngineError {
     EngineError::new(Kind::Corrupt, "checkpoint_damaged", text)
 }
 
+/// A node of the pool's own trees is more than its range: nothing can be opened without it.
+fn of_a_tree(error: EngineError) -> EngineError {
+    if error.kind != Kind::Corrupt {
+        return error;
+    }
+    let what = error.text.split("; hint: ").next().unwrap_or_default();
+    let text = format!(
+        "the checkpoint cannot be read: {what}; \
+         hint: nothing was changed; restore the file, or the pool from a copy"
+    );
+    EngineError::new(Kind::Corrupt, "checkpoint_damaged", text)
+}
+
 pub(crate) fn roots_of(commit: &Commit) -> Roots {
     let root = |kind| commit.roots.iter().find(|root| root.kind == kind).map(|root| root.node);
     Roots { objects: root(ROOT_OBJECTS), lineage: root(ROOT_LINEAGE), files: root(ROOT_FILES) }
@@ -53,7 +66,7 @@ pub(crate) fn files(
     let mut reached = Reached { roots: roots_of(commit), ..Reached::default() };
     let (mut known, mut dead) = (Known::default(), Vec::new());
     let Some(root) = &reached.roots.files else { return Ok((reached, known, dead)) };
-    let read = |reference: &NodeReference| table_nodes.read(reference);
+    let read = |reference: &NodeReference| table_nodes.read(reference).map_err(of_a_tree);
     let mut visit = |node: &NodeReference| {
         reached.table_files.extend(place(node.address).map(|(file, _)| file));
     };
@@ -84,7 +97,7 @@ pub(crate) fn objects(
     space: &Space,
 ) -> Result<()> {
     let roots = roots_of(commit);
-    let read = |reference: &NodeReference| nodes.files.read(reference);
+    let read = |reference: &NodeReference| nodes.files.read(reference).map_err(of_a_tree);
     let mut places = Vec::new();
     if let Some(root) = &roots.lineage {
         tree::scan(&read, root, &mut |_| {}, &mut |key, value| {
