@@ -86,6 +86,7 @@ def chain(count: int) -> list[ObjectRecord]:
 
 def test_a_long_line_of_snapshots_is_one_line_unless_something_was_taken_between() -> None:
     assert drawn(chain(1)) == ["db@1", ".db"]
+    assert drawn(chain(3)) == ["db@1", ".db@2", "..db@3", "...db"]
     assert drawn(chain(30)) == ["db@{1..30} 30", ".db"]
     assert drawn([*chain(30), thing("fork", "db@12", hours=0)]) == [
         "db@{1..12} 12",

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from ramet.records import ObjectRecord
 
-SHOWN_MAX = 8  # More that are alike, side by side or one after the other, are summed up.
+SHOWN_MAX = 8  # More that are alike side by side are summed up.
+RUN_SHOWN_MAX = 3  # So are more snapshots that follow each other: each would be indented further.
 
 NUMBER = re.compile(r"(\d+)")
 WORD = re.compile(r"[A-Za-z]*")
@@ -108,7 +109,7 @@ def _line(group: Records, children: dict[str | None, Records]) -> tuple[Records,
     """
     if len(group) == 1:
         run = _run(group[0], children)
-        members = run if len(run) > SHOWN_MAX else group
+        members = run if len(run) > RUN_SHOWN_MAX else group
         return members, children.get(members[-1].uuid, [])
     members, below, level = list(group), [], group
     shapes = {_shape(it.name) for it in group if it.kind == "snapshot"}
