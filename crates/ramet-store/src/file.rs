@@ -83,6 +83,18 @@ impl FileStore {
     }
 }
 
+impl FileStore {
+    /// Make the name of a directory durable, where the one above may be read.
+    fn sync_name(path: &Path) -> Result<()> {
+        let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+        match Self::sync_path(above.unwrap_or(Path::new("."))) {
+            // Out of opening it.
+            Err(StoreError::ReadOnly { .. }) => Ok(()),
+            other => other,
+        }
+    }
+}
+
 impl OpenFile {
     fn failure(&self, action: &'static str, errno: Errno) -> StoreError {
         failure(action, Path::new(&self.path), errno)
@@ -218,13 +230,22 @@ impl Store for FileStore {
 
     fn create_directory(&self, directory: &str) -> Result<()> {
         let full = self.full(directory);
-        if full.is_dir() {
-            return Ok(());
+        let missing = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
+        let mut made: Vec<&Path> = full.ancestors().take_while(missing).collect();
+        if !made.is_empty() {
+            std::fs::create_dir_all(&full).map_err(|error| {
+                failure("create", &full, Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            })?;
         }
-        let failed = |error: std::io::Error| {
-            failure("create", &full, Errno::from_io_error(&error).unwrap_or(Errno::IO))
-        };
-        std::fs::create_dir_all(&full).map_err(failed)
+        if directory.is_empty() {
+            // The root's name is outside of the store: nobody could sync it later. One that was
+            // there already may be as fresh.
+            if made.is_empty() {
+                made.push(&full);
+            }
+            made.into_iter().try_for_each(Self::sync_name)?;
+        }
+        Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {

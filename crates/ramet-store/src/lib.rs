@@ -118,6 +118,9 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// `Full`, `ReadOnly`, `Io`.
+    ///
+    /// # Durability
+    /// As `create`; the root's own name is durable on return.
     fn create_directory(&self, directory: &str) -> Result<()>;
 
     /// Rename a file over whatever has the new name, atomically.
