@@ -195,8 +195,8 @@ impl Log {
                 Err(other) => return Err(other.into()),
             }
         }
-        self.store().sync_directory("segments")?;
         self.set_aside(loss, chain)?;
+        // With the name of the first segment of the new stretch those above are durable too.
         self.make_room(MARK_SLOTS, false)?;
         // The other slot too: each must say what is there.
         let epoch = self.room.lock().epoch;
@@ -228,15 +228,13 @@ impl Log {
         report.sync()?;
         store.sync_directory("")?;
         store.sync_directory(LOST_DIRECTORY)?;
-        store.sync_directory(directory)?;
         // From the older to the newer: while a later one is there, the log is seen to be damaged.
         for id in beyond {
             let name = format!("{id}.seg");
             store.rename(&segment_path(id), &format!("{directory}/{name}"))?;
             loss.files.push(name);
         }
-        store.sync_directory(directory)?;
-        Ok(store.sync_directory("segments")?)
+        Ok(store.sync_directory(directory)?)
     }
 }
 
