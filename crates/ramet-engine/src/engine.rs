@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoints;
 use crate::checkpoint::load::{self, Reached, remove_orphans};
 use crate::command::Prepared;
 use crate::head::{Heads, InGate};
-use crate::loss::LossReport;
+use crate::loss::{Acceptance, LossReport};
 use crate::map::{Extent, LEAF_BLOCKS};
 use crate::nodes::{NodeFiles, Nodes};
 use crate::object::{Changed, Object, ObjectInfo, ObjectKind, Table};
@@ -21,7 +21,7 @@ use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::Commit;
 use ramet_log::{
-    BLOCK_BYTES_U64, Known, Log, Loss, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT,
+    Accept, BLOCK_BYTES_U64, Known, Log, Loss, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT,
 };
 use ramet_store::{FileStore, Store};
 use std::cell::RefCell;
@@ -212,7 +212,7 @@ impl Engine {
         read_only: bool,
         settings: Settings,
     ) -> Result<Arc<Engine>, EngineError> {
-        Self::open_how(store, read_only, settings, false).map(|(engine, _)| engine)
+        Self::open_how(store, read_only, settings, None).map(|(engine, _)| engine)
     }
 
     /// `open_in`; where loss is accepted, also what was lost.
@@ -220,7 +220,7 @@ impl Engine {
         store: Arc<dyn Store>,
         read_only: bool,
         settings: Settings,
-        accept_loss: bool,
+        acceptance: Option<&Acceptance>,
     ) -> Result<(Arc<Engine>, Option<LossReport>), EngineError> {
         let seed = ramet_log::read_descriptor(&*store)?.seed;
         let files = |kind| NodeFiles::new(store.clone(), seed, kind);
@@ -245,11 +245,12 @@ impl Engine {
             opening.borrow_mut().start(&table_nodes, newest, older)
         };
         let mut apply = |said: Replay<'_>| opening.borrow_mut().replay(said);
-        let log = if accept_loss {
+        let log = if let Some(acceptance) = acceptance {
             let mut describe =
-                |loss: &Loss| format!("{:#}", LossReport::new(loss, &opening.borrow().table));
+                |loss: &Loss| format!("{:#}", acceptance.report(loss, &opening.borrow().table));
             let store = store.clone();
-            Log::open_accepting_loss(store, pages_bytes, &mut start, &mut apply, &mut describe)
+            let accept = Accept { describe: &mut describe, limit: &acceptance.limit };
+            Log::open_accepting_loss(store, pages_bytes, &mut start, &mut apply, accept)
         } else {
             Log::open_from(store.clone(), read_only, pages_bytes, &mut start, &mut apply)
                 .map(|log| (log, None))
@@ -257,7 +258,7 @@ impl Engine {
         let mut opened = opening.into_inner();
         // It was a node that could not be read: the log is well.
         let (log, loss) = log.map_err(|error| opened.unread.take().unwrap_or(error))?;
-        let loss = loss.map(|loss| LossReport::new(&loss, &opened.table));
+        let loss = loss.zip(acceptance).map(|(loss, how)| how.report(&loss, &opened.table));
         if let (Some(older), None, false) = (&opened.older, &loss, read_only) {
             remove_orphans(&log, &[&opened.reached, older]);
         }

@@ -3,13 +3,14 @@
 //! Calls the log. Invariant: what is told is what batches behind the end say whose headers verify;
 //! how many could not be read is told too.
 
-use crate::EngineError;
 use crate::engine::{Engine, Settings};
 use crate::object::Table;
 use crate::record::{Record, Verb};
+use crate::{EngineError, Kind};
 use ramet_log::format::batch::Kind as Entry;
-use ramet_log::{BLOCK_BYTES_U64, Loss, ObjectId};
+use ramet_log::{BLOCK_BYTES_U64, Loss, ObjectId, Sequence};
 use ramet_store::{FileStore, Store};
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
@@ -63,6 +64,23 @@ pub struct LossReport {
     pub commands: Vec<LostCommand>,
 }
 
+/// What is known of a loss that is being accepted.
+#[derive(Default)]
+pub(crate) struct Acceptance {
+    /// No batch behind this one can be applied.
+    pub(crate) limit: Cell<Option<Sequence>>,
+    /// Why the one behind it cannot.
+    cause: RefCell<Option<String>>,
+}
+
+impl Acceptance {
+    pub(crate) fn report(&self, loss: &Loss, table: &Table) -> LossReport {
+        let report = LossReport::new(loss, table);
+        let damage = self.cause.borrow().clone().unwrap_or(report.damage);
+        LossReport { damage, ..report }
+    }
+}
+
 fn word(verb: Verb) -> &'static str {
     match verb {
         Verb::Create => "create",
@@ -96,7 +114,7 @@ fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 
 impl LossReport {
     /// Tell a loss by object; `table`: the objects at the end.
-    pub(crate) fn new(loss: &Loss, table: &Table) -> Self {
+    fn new(loss: &Loss, table: &Table) -> Self {
         let mut ranges: BTreeMap<ObjectId, Vec<(u64, u64)>> = BTreeMap::new();
         let mut made: HashMap<ObjectId, String> = HashMap::new();
         let mut commands = Vec::new();
@@ -235,7 +253,30 @@ impl Engine {
         store: Arc<dyn Store>,
         settings: Settings,
     ) -> Result<Option<LossReport>, EngineError> {
-        let (engine, report) = Self::open_how(store, false, settings, true)?;
+        // What is read wrong once is no loss: two readings have to agree that there is one.
+        match Self::open_in(store.clone(), true, settings.clone()) {
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind == Kind::Corrupt => {}
+            Err(error) => return Err(error),
+        }
+        let acceptance = Acceptance::default();
+        let mut failed_at = None;
+        let (engine, report) = loop {
+            let before = acceptance.limit.get();
+            let opened = Self::open_how(store.clone(), false, settings.clone(), Some(&acceptance));
+            match opened {
+                // Every time the limit is lower. It is taken where the same batch fails twice: what
+                // was read wrong once is no loss to accept.
+                Err(error) if error.kind == Kind::Corrupt && acceptance.limit.get() != before => {
+                    if failed_at == acceptance.limit.get() {
+                        acceptance.cause.borrow_mut().get_or_insert(error.text);
+                    } else {
+                        failed_at = acceptance.limit.replace(before);
+                    }
+                }
+                other => break other?,
+            }
+        };
         // Segments that could not be followed are known by the checkpoint from here on.
         let shown = report.as_ref().map_or(Ok(false), |_| engine.checkpoint());
         let closed = engine.close();

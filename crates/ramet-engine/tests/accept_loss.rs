@@ -164,6 +164,59 @@ fn after_any_damage_to_the_log_the_pool_opens_at_an_earlier_moment() {
     assert!(unreadable > 0, "{unreadable}");
 }
 
+/// The log after the last checkpoint writes into the range of a leaf that is damaged: the write has
+/// no map to go to, and there was no way to open the pool but a copy.
+#[test]
+fn a_log_that_cannot_be_applied_ends_before_the_batch_that_fails() {
+    let scene = Scene::new(true);
+    let mut accepted = 0;
+    for name in scene.store().list("nodes").expect("listed") {
+        let path = format!("nodes/{name}");
+        for at in (SLOT..content(&scene.store(), &path).len() as u64).step_by(64) {
+            let store = scene.store();
+            store.flip_bit(&path, at + 9, 2).expect("flipped");
+            let Err(error) = scene.open(&store).map(drop) else { continue };
+            if error.code != "node_damaged" {
+                assert_eq!(error.code, "checkpoint_damaged", "{error}");
+                let still = Engine::accept_loss_in(store, scene.run.settings.clone());
+                assert_eq!(still.expect_err("refused").code, "checkpoint_damaged");
+                continue;
+            }
+            let context = &format!("{path} at {at}");
+            let report = scene.accept(&store).unwrap_or_else(|error| panic!("{context}: {error}"));
+            assert!(report.damage.contains(&format!("replaying the log: node at byte {at} of")));
+            assert!(report.kept_sequence < report.durable_sequence, "{context}");
+            assert!(scene.check(&store, report.kept_sequence, context) > 0, "{context}");
+            accepted += 1;
+        }
+    }
+    assert!(accepted > 0, "no leaf is written to");
+}
+
+/// A node that is read wrong once, and right the next time, is no loss to accept.
+#[test]
+fn what_was_read_wrong_once_is_no_loss() {
+    let scene = Scene::new(true);
+    let rehearsal = scene.store();
+    drop(scene.open(&rehearsal).expect("nothing is damaged"));
+    let mut once = 0;
+    for read in 0..rehearsal.count(Operation::Read) {
+        let planned = || {
+            let store = scene.store();
+            store.plan(When::Nth(Operation::Read, read), Fault::FlipBit);
+            store
+        };
+        match scene.open(&planned()).map(drop) {
+            Err(error) if error.code == "node_damaged" => {}
+            Ok(()) | Err(_) => continue,
+        }
+        let told = Engine::accept_loss_in(planned(), scene.run.settings.clone());
+        assert_eq!(told.expect("opened"), None, "read {read}");
+        once += 1;
+    }
+    assert!(once > 0, "no node is read in replay");
+}
+
 /// The story a person is told: what each object lost, which commands did not happen, and where the
 /// rest is.
 #[test]

@@ -30,7 +30,7 @@ pub use create::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{LogError, Result};
 pub use gate::{GateGuard, PreparedRecord, RECORD_BYTES_MAX};
 pub use log::{Counters, Log};
-pub use loss::{Describe, LOST_DIRECTORY, Loss, LostBatch};
+pub use loss::{Accept, Describe, LOST_DIRECTORY, Loss, LostBatch};
 pub use recovery::{Known, Start, read_descriptor};
 pub use replay::{Apply, Replay};
 pub use segment::SegmentEntry;

@@ -16,6 +16,7 @@ use crate::replay::Source;
 use crate::segment::{Segment, SegmentEntry, segment_path};
 use crate::types::{BLOCK_BYTES_U64, SegmentId, Sequence};
 use ramet_store::{Store, StoreError};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// Where lost parts of logs are kept, in a directory for each time.
@@ -29,6 +30,15 @@ const COPY_BYTES: usize = 1 << 20;
 
 /// Gives the text to keep beside what is set aside.
 pub type Describe<'a> = dyn FnMut(&Loss) -> String + 'a;
+
+/// How a loss is accepted.
+pub struct Accept<'a, 'b> {
+    /// See `Describe`.
+    pub describe: &'a mut Describe<'b>,
+    /// The log ends at this batch at the latest. Set where what comes after it cannot be applied:
+    /// open once more then, from nothing.
+    pub limit: &'a Cell<Option<Sequence>>,
+}
 
 /// A batch behind the end, as far as it can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +87,7 @@ impl Opening<'_> {
         read: Result<()>,
     ) -> Result<Option<Loss>> {
         let damage = match (&read, &complete) {
-            // What the records say cannot be: another end would not mend that.
+            // What was told of it is in part done: who calls begins anew, with a limit.
             (Err(_), _) if self.contradicts => return read.map(|()| None),
             (Err(error @ LogError::Damaged { .. }), _) | (Ok(()), Err(error)) => error.to_string(),
             (Ok(()), Ok(())) => return Ok(None),

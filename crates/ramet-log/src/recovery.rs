@@ -13,7 +13,7 @@ use crate::format::node::NodeFileKind;
 use crate::format::segment::LogEnd;
 use crate::format::superblock::Commit;
 use crate::log::{Log, Recovered};
-use crate::loss::{Describe, Loss};
+use crate::loss::{Accept, Loss};
 use crate::replay::{Apply, Replay, Source};
 use crate::reread::{Unsynced, make_durable};
 use crate::room::RoomState;
@@ -72,11 +72,11 @@ impl Log {
     }
 
     /// As `open_from`, for writing; but where the log is damaged it ends at the last batch that can
-    /// be followed: see docs/internals/format.md, "Accepting a loss". `describe` gives the text
-    /// that is kept beside what is set aside. Result: also what was lost, if anything.
+    /// be followed: docs/internals/format.md, "Accepting a loss". Result: also what was lost, if
+    /// anything was.
     ///
     /// # Errors
-    /// As `open_from`; `Damaged` where it is what the log says, not its bytes.
+    /// As `open_from`; where `apply` fails, the limit is set to the batch before.
     ///
     /// # Durability
     /// As `open`. Nothing is written before everything was read.
@@ -85,9 +85,9 @@ impl Log {
         pages_bytes: u64,
         start: &mut Start<'_, E>,
         apply: &mut Apply<'_>,
-        describe: &mut Describe<'_>,
+        accept: Accept<'_, '_>,
     ) -> std::result::Result<(Log, Option<Loss>), E> {
-        let how = How { read_only: false, pages_bytes, accept: Some(describe) };
+        let how = How { read_only: false, pages_bytes, accept: Some(accept) };
         Self::open_how(store, how, start, apply)
     }
 
@@ -127,6 +127,8 @@ impl Log {
         let chain = Chain::read(&*store, descriptor.seed, &slots.newest, &known)?;
         let mut opening = Opening::new(&*store, &descriptor, slots.newest.durable, cut);
         opening.accepting = accept.is_some();
+        let limit = accept.as_ref().and_then(|accept| accept.limit.get());
+        opening.limit = limit.unwrap_or(Sequence(u64::MAX));
         opening.know(&chain, &known);
         let complete = chain.complete();
         let mut loss = None;
@@ -135,8 +137,11 @@ impl Log {
                 complete?;
                 opening.read(&chain, apply)?;
             }
-            Some(describe) => {
+            Some(Accept { describe, limit }) => {
                 let read = opening.read(&chain, apply);
+                if opening.contradicts {
+                    limit.set(Some(opening.end.sequence));
+                }
                 loss = opening.accept(&chain, &known, complete, read)?;
                 if let Some(loss) = &mut loss {
                     loss.report = describe(loss);
@@ -244,7 +249,7 @@ struct How<'a, 'b> {
     read_only: bool,
     pages_bytes: u64,
     /// Where a damaged log is taken as far as it goes.
-    accept: Option<&'a mut Describe<'b>>,
+    accept: Option<Accept<'a, 'b>>,
 }
 
 /// The state of reading the log.
@@ -266,6 +271,8 @@ pub(crate) struct Opening<'a> {
     replayed: u64,
     /// Whether what can be followed is told though more is missing.
     accepting: bool,
+    /// No batch behind this one is told.
+    limit: Sequence,
     /// Whether a batch says what cannot be.
     pub(crate) contradicts: bool,
 }
@@ -297,6 +304,7 @@ impl<'a> Opening<'a> {
             footer: None,
             replayed: 0,
             accepting: false,
+            limit: Sequence(u64::MAX),
             contradicts: false,
         }
     }
@@ -359,7 +367,7 @@ impl<'a> Opening<'a> {
         if self.end.sequence == end {
             return Ok(());
         }
-        Err(damaged(stop.expect("the stretch ended early"), end))
+        Err(damaged(stop.unwrap_or_else(|| self.stop_here()), end))
     }
 
     /// The last stretch: find its end first, then replay up to it.
@@ -472,6 +480,7 @@ impl<'a> Opening<'a> {
         chain: &Chain,
         apply: &mut Apply<'_>,
     ) -> Result<Option<Stop>> {
+        let end = end.min(self.limit);
         let at_cut = self.cut.position.locator().segment();
         for id in &stretch.segments {
             // Segments up to the cut are taken in though nothing in them is told: maps refer to
@@ -521,12 +530,12 @@ impl<'a> Opening<'a> {
                 return Ok(Some(stop));
             }
         }
+        Ok(Some(self.stop_here()))
+    }
+
+    fn stop_here(&self) -> Stop {
         let segment = self.previous.unwrap_or_default();
-        Ok(Some(Stop {
-            segment,
-            slot: self.last_slot.locator().slot(),
-            reason: "no batch follows".into(),
-        }))
+        Stop { segment, slot: self.last_slot.locator().slot(), reason: "no batch follows".into() }
     }
 
     fn source(&self, chain: &Chain, segment: SegmentId) -> Source<'a> {

@@ -12,7 +12,7 @@ from ramet.cli.output import print_json
 from ramet.config import find_pool_path
 from ramet.errors import CorruptError, InvalidError
 
-DAMAGED = "log_damaged"
+DAMAGED = ("log_damaged", "node_damaged")
 
 
 def accept_loss(arguments: Namespace) -> None:
@@ -25,7 +25,7 @@ def accept_loss(arguments: Namespace) -> None:
     try:
         open_pool(path, read_only=True).close()
     except CorruptError as error:
-        if error.code != DAMAGED:
+        if error.code not in DAMAGED:
             raise
         _confirm(path, arguments.accept_loss, error)
         report = accept(path)

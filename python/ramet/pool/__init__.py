@@ -80,7 +80,7 @@ def open(  # noqa: A001 - `ramet.open` is what people look for.
 
 
 def accept_loss(path: str | os.PathLike[str]) -> LossReport | None:
-    """Make a pool usable again that `open` refuses because its log is damaged.
+    """Make a pool usable again whose log is damaged or cannot be replayed, so that `open` refuses.
 
     It goes back to the last moment up to which the log can be followed; everything later is lost,
     for all volumes alike. No byte is removed: the rest of the log is set aside in `lost/` in the
