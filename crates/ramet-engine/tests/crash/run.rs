@@ -122,9 +122,9 @@ pub struct Run {
 pub fn settings(seed: u64) -> Settings {
     let mut random = Random(seed.wrapping_add(1 << 40));
     Settings {
-        node_budget_bytes: random.pick(&[2 << 10, 8 << 10, 64 << 10]),
+        node_budget_bytes: random.pick(&[2 << 10, 2 << 10, 8 << 10, 64 << 10]),
         checkpoint_log_bytes: random.pick(&[300 << 10, 1 << 20, 1 << 30]),
-        checkpoint_batches: random.pick(&[7, 20, 1 << 20]),
+        checkpoint_batches: random.pick(&[7, 20, 100, 1 << 20]),
         checkpoint_every: Duration::from_secs(1 << 20),
     }
 }
