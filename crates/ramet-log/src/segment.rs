@@ -66,8 +66,7 @@ pub(crate) fn segment_path(id: SegmentId) -> String {
 /// The id in a file name, if it is one of ours.
 pub(crate) fn segment_of_name(name: &str) -> Option<SegmentId> {
     let hex = name.strip_suffix(".seg")?;
-    let id = (hex.len() == 12).then(|| u64::from_str_radix(hex, 16).ok())??;
-    crate::format::segment::segment_id(id)
+    crate::format::segment::id_of_hex(hex)
 }
 
 impl Segment {

@@ -60,8 +60,7 @@ impl NodeFileKind {
             NodeFileKind::Tables => ".tab",
         };
         let hex = name.strip_suffix(suffix)?;
-        let id = (hex.len() == 12).then(|| u64::from_str_radix(hex, 16).ok())??;
-        super::segment::segment_id(id)
+        super::segment::id_of_hex(hex)
     }
 }
 

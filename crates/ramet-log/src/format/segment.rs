@@ -122,6 +122,12 @@ impl SegmentHeader {
     }
 }
 
+/// An id as file names hold it; `None` for any other way to write it, which names no file of ours.
+pub(crate) fn id_of_hex(hex: &str) -> Option<SegmentId> {
+    let id = segment_id(u64::from_str_radix(hex, 16).ok()?)?;
+    (id.to_string() == hex).then_some(id)
+}
+
 /// An id from a medium, in range.
 pub(crate) fn segment_id(raw: u64) -> Option<SegmentId> {
     let epoch = SegmentId(raw).epoch();
