@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import ramet
 from pool_checks import assert_clean
 from pool_hands import ChildHand
-from ramet.audit.check import check
+from ramet.audit.check import check, check_beside
 from ramet.errors import BusyError, NotFoundError
 from serving import make_pool, run_ramet, serving
 
 BLOCK_BYTES = 4096
+CHECKPOINTS_COUNT = 150
 Action = Callable[[ramet.Pool], object]
 
 
@@ -150,6 +152,32 @@ def test_a_pool_is_checked_beside_the_service_that_writes_to_it(pool_path: Path)
                 assert done.returncode == 0, done.stdout
                 # The service was asked for a checkpoint: what was written is in it.
                 assert f"held {turn + 1} MiB" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_check_beside_a_pool_is_not_confused_by_checkpoints_meanwhile(pool_path: Path) -> None:
+    """Each checkpoint takes a slot of the superblock away, and at times a file of tables."""
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        pool.create_volumes("v{n}", "64MiB", count=200)
+        pool.checkpoint()
+        done = threading.Event()
+
+        def work() -> None:
+            draw = random.Random(3)
+            for _ in range(CHECKPOINTS_COUNT):
+                pool.clone("v1", f"c{draw.random()}")
+                write_about(pool, "v1", draw, 3)
+                pool.checkpoint()
+            done.set()
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            while not done.is_set():
+                report = check_beside(pool_path)
+                assert report.clean, [it.text for it in report.findings]
+        finally:
+            worker.join()
 
 
 def test_a_check_keeps_writers_out_and_no_other_check(pool_path: Path) -> None:

@@ -263,6 +263,7 @@ def test_a_foreign_file_is_no_damage(marked: Path) -> None:
     (marked / "segments" / "00000000FFFF.seg").write_text("nor this")
     report = assert_clean(marked)
     assert len(report.notes) == 2
+    ramet.open(marked).close()
 
 
 def test_one_damaged_slot_of_the_superblock_is_told_and_the_other_is_used(marked: Path) -> None:

@@ -11,7 +11,7 @@ from ramet.audit.files import PoolFiles, pool_lock
 from ramet.audit.footer import journal_batches
 from ramet.audit.holders import Edges, Holders
 from ramet.audit.lineage import Lineage
-from ramet.audit.log import FILE_NAME, Log, LogReader, Segment
+from ramet.audit.log import Log, LogReader, Segment
 from ramet.audit.maps import MapWalk, Need
 from ramet.audit.nodes import NodeFiles
 from ramet.audit.objects import VOLUME, decode_fields, decode_object
@@ -36,6 +36,7 @@ from ramet.errors import UnavailableError
 OBJECTS, LINEAGE, FILES = 1, 2, 3  # Kinds of roots.
 SLOTS_OF_SUPERBLOCK = 2
 INCARNATION_AT = 56
+OVERTAKEN_MAX = 10  # Times that a superblock is read anew because a service wrote it meanwhile.
 
 
 def check(
@@ -66,7 +67,7 @@ def check_beside(root: Path, *, quick: bool = False, progress: Progress | None =
     """
     before = _incarnations(root)
     report = _run(root, quick, progress, True)
-    if not report.clean and before and _incarnations(root).isdisjoint(before):
+    if not report.clean and not _incarnations(root) <= before:
         raise UnavailableError(
             "check_overtaken",
             f"'{root}' was closed and opened while it was checked; hint: check it again",
@@ -98,25 +99,25 @@ class _Check:
 
     def run(self) -> None:
         descriptor = self._load_descriptor()
-        commits = self._load_commits(descriptor) if descriptor else []
-        if not descriptor or not commits:
+        checkpoints = self._load_checkpoints(descriptor) if descriptor else None
+        if not descriptor or not checkpoints:
             self._report.note("nothing else can be checked without it")
             return
         self._seed = descriptor.seed
+        commits = checkpoints.commits
         newer = commits[0]
         reader = LogReader(self._files, descriptor, newer, self._until_cut)
         log = self._log = reader.find_segments()
-        self._check_epochs(newer)
+        self._check_epochs(newer, [segment.id for segment in log.segments])
+        self._check_epochs(newer, list(checkpoints.tables[0].entries))
         self._files.bytes_to_read = self._bytes_of(log)
         self._files.doing = "reading the log"
         reader.scan(log, self._quick)
-        self._nodes = NodeFiles(self._files, descriptor, newer)
         self._files.doing = "reading maps"
-        checkpoints = _Checkpoints(self._files, self._nodes, log, self._seed)
-        objects, needs = checkpoints.hold_newer(newer)
-        for older in commits[1:]:
-            checkpoints.hold_older(older)
-        holders = Holders(self._nodes, needs)
+        checkpoints.log = log
+        objects, needs = checkpoints.hold_newer()
+        checkpoints.hold_older()
+        holders = Holders(checkpoints.nodes, needs)
         if needs:
             for it in objects.by_id.values():
                 if it.root:
@@ -147,6 +148,30 @@ class _Check:
             text = f"feature bits {compatible:#x} and {read_only:#x} are not known here"
             self._report.note(f"{text}: what they stand for is not checked")
         return descriptor
+
+    def _load_checkpoints(self, descriptor: Descriptor) -> "_Checkpoints | None":
+        """Read the superblock and the file tables that it names.
+
+        A service removes a table once no slot names it: what was overtaken is read again.
+        """
+        own = self._files.report
+        for turn in range(OVERTAKEN_MAX):
+            report = self._report = self._files.report = Report()
+            before = self._superblock()
+            commits = self._load_commits(descriptor)
+            found = _Checkpoints(self._files, descriptor, commits) if commits else None
+            last = turn + 1 == OVERTAKEN_MAX
+            if report.clean or not self._until_cut or last or self._superblock() == before:
+                break
+        self._report = self._files.report = own
+        own.take(report)
+        if found:
+            found.report_to(own)
+        return found
+
+    def _superblock(self) -> bytes:
+        path = self._files.root / "superblock"
+        return path.read_bytes() if path.exists() else b""
 
     def _load_commits(self, descriptor: Descriptor) -> list[Commit]:
         """Read the superblock. Result: its valid slots, the newer first, without copies."""
@@ -193,17 +218,12 @@ class _Check:
             place = Place("superblock", slot * BLOCK_BYTES)
             self._report.add("superblock", f"the superblock's slots: {text}", place)
 
-    def _check_epochs(self, commit: Commit) -> None:
-        for directory, suffix in (("segments", ".seg"), ("nodes", ".map"), ("tables", ".tab")):
-            for name in self._files.names(directory):
-                stem = name.removesuffix(suffix)
-                if stem == name or not FILE_NAME.fullmatch(stem):
-                    continue
-                epoch = int(stem, 16) >> COUNTER_BITS
-                if epoch > commit.epoch and not self._until_cut:
-                    text = f"its id is of epoch {epoch}, but the highest one taken is"
-                    place = Place(f"{directory}/{name}")
-                    self._report.add("epoch", f"{text} {commit.epoch}", place)
+    def _check_epochs(self, commit: Commit, file_ids: list[int]) -> None:
+        newest = max(file_ids, default=0)
+        if newest >> COUNTER_BITS > commit.epoch:
+            text = f"file {newest:012x} is of epoch {newest >> COUNTER_BITS}"
+            text += f", but the highest one taken is {commit.epoch}"
+            self._report.add("epoch", text, Place("superblock"))
 
     def _bytes_of(self, log: Log) -> int:
         if self._quick:
@@ -247,61 +267,75 @@ class _Check:
 class _Checkpoints:
     """Holds the checkpoints that the superblock names. What both reach is read once."""
 
-    def __init__(self, files: PoolFiles, nodes: NodeFiles, log: Log, seed: int) -> None:
-        self._files, self._report, self._nodes = files, files.report, nodes
-        self._log, self._seed = log, seed
+    def __init__(self, files: PoolFiles, descriptor: Descriptor, commits: list[Commit]) -> None:
+        self._files, self._report = files, files.report
+        self._seed, self.commits = descriptor.seed, commits
+        self.nodes = NodeFiles(files, descriptor, commits[0])
         self._trees = {
-            OBJECTS: Tree(nodes, files.report, False),
-            LINEAGE: Tree(nodes, files.report, False),
-            FILES: Tree(nodes, files.report, True),
+            OBJECTS: Tree(self.nodes, files.report, False),
+            LINEAGE: Tree(self.nodes, files.report, False),
+            FILES: Tree(self.nodes, files.report, True),
         }
         self._walk: MapWalk | None = None
+        self.log = Log([], set())
+        """To be set before anything is held."""
+        self.tables = [self._load_table(commit) for commit in commits]
 
-    def hold_newer(self, commit: Commit) -> tuple[Objects, list[Need]]:
+    def report_to(self, report: Report) -> None:
+        """Report to another from here on."""
+        self._report = self.nodes.report = report
+        for tree in self._trees.values():
+            tree.report = report
+        for table in self.tables:
+            table.report = report
+
+    def hold_newer(self) -> tuple[Objects, list[Need]]:
         """Hold a checkpoint in every respect. Result: its objects, and what is wrong in maps."""
-        table, objects, lineage = self._load(commit)
-        table.hold_segments(self._log, commit)
+        commit, table = self.commits[0], self.tables[0]
+        objects, lineage = self._load(commit)
+        table.hold_segments(self.log, commit)
         last = self._last_slot(commit)
-        slots = Slots(self._files, self._log, self._seed, last, table.dead())
-        walk = self._walk = MapWalk(self._nodes, self._report, slots, last)
+        slots = Slots(self._files, self.log, self._seed, last, table.dead())
+        walk = self._walk = MapWalk(self.nodes, self._report, slots, last)
         self._walk_maps(walk, objects, lineage)
         self._check_sizes(objects)
         names = {it.place: it.name for it in objects.by_id.values()}
         lineage.hold(names)
-        table.hold_nodes(self._nodes, self._reached(walk))
+        table.hold_nodes(self.nodes, self._reached(walk))
         self._tally(slots, commit)
         return objects, walk.needs
 
-    def hold_older(self, commit: Commit) -> None:
+    def hold_older(self) -> None:
         """Hold what only the older checkpoint reaches."""
-        _, objects, lineage = self._load(commit)
-        last = self._last_slot(commit)
-        slots = Slots(self._files, self._log, self._seed, last, {})
-        assert self._walk is not None
-        self._walk.turn_to(slots, last)
-        self._walk_maps(self._walk, objects, lineage)
+        for commit in self.commits[1:]:
+            objects, lineage = self._load(commit)
+            last = self._last_slot(commit)
+            slots = Slots(self._files, self.log, self._seed, last, {})
+            assert self._walk is not None
+            self._walk.turn_to(slots, last)
+            self._walk_maps(self._walk, objects, lineage)
 
-    def _load(self, commit: Commit) -> tuple[FileTable, Objects, Lineage]:
-        table, objects, lineage = (
-            FileTable(self._report),
-            Objects(self._report),
-            Lineage(self._report),
-        )
+    def _load_table(self, commit: Commit) -> FileTable:
+        table = FileTable(self._report)
         if commit.table_file:
-            self._nodes.header(commit.table_file, True)
-        for kind, root in commit.roots.items():
-            if kind not in self._trees:
-                text = f"a root of kind {kind} is not known here"
-                self._report.add("superblock", text, Place("superblock"))
-                continue
-            for key, value in self._trees[kind].walk(root):
-                if kind == OBJECTS:
-                    self._take_object(objects, key, value)
-                elif kind == LINEAGE:
-                    lineage.take(key, value)
-                else:
-                    table.take(key, value)
-        return table, objects, lineage
+            self.nodes.header(commit.table_file, True)
+        for kind in commit.roots.keys() - self._trees.keys():
+            text = f"a root of kind {kind} is not known here"
+            self._report.add("superblock", text, Place("superblock"))
+        if FILES in commit.roots:
+            for key, value in self._trees[FILES].walk(commit.roots[FILES]):
+                table.take(key, value)
+        return table
+
+    def _load(self, commit: Commit) -> tuple[Objects, Lineage]:
+        objects, lineage = Objects(self._report), Lineage(self._report)
+        if OBJECTS in commit.roots:
+            for key, value in self._trees[OBJECTS].walk(commit.roots[OBJECTS]):
+                self._take_object(objects, key, value)
+        if LINEAGE in commit.roots:
+            for key, value in self._trees[LINEAGE].walk(commit.roots[LINEAGE]):
+                lineage.take(key, value)
+        return objects, lineage
 
     def _take_object(self, objects: Objects, key: int, value: bytes) -> None:
         try:
@@ -318,7 +352,7 @@ class _Checkpoints:
         """Give the locator of the last slot of the batch at the cut."""
         if commit.cut_position == 0:
             return 0
-        segment = self._log.find(commit.cut_position >> SLOT_BITS)
+        segment = self.log.find(commit.cut_position >> SLOT_BITS)
         at = Last(commit.cut_position & (SLOTS_MAX - 1), commit.cut_sequence)
         if segment is not None:
             try:
@@ -338,7 +372,7 @@ class _Checkpoints:
         walk.walk([root for root in roots if root is not None] + lineage.roots)
 
     def _check_sizes(self, objects: Objects) -> None:
-        edges = Edges(self._nodes)
+        edges = Edges(self.nodes)
         for it in objects.by_id.values():
             if it.root is not None:
                 last = edges.last_block(*it.root)
@@ -356,7 +390,7 @@ class _Checkpoints:
 
     def _tally(self, slots: Slots, commit: Commit) -> None:
         report = self._report
-        for segment in self._log.segments:
+        for segment in self.log.segments:
             if segment.id > commit.cut_position >> SLOT_BITS:
                 break
             tally = slots.tally(segment)

@@ -56,6 +56,10 @@ class PoolFile:
         self._files.show_progress()
         return content
 
+    def will_need(self, offset_bytes: int, length_bytes: int) -> None:
+        """Say what is read soon: the medium goes on while what is there is worked on."""
+        os.posix_fadvise(self._descriptor, offset_bytes, length_bytes, os.POSIX_FADV_WILLNEED)
+
     def page(self, offset_bytes: int) -> bytes:
         """Read a page.
 

@@ -22,7 +22,7 @@ from ramet.audit.structures import (
     decode_segment_header,
 )
 
-FILE_NAME = re.compile(r"[0-9a-f]{12}")
+FILE_NAME = re.compile(r"(?!0{9})[0-9a-f]{12}")  # Epochs begin with 1.
 BLANK_BYTES = 512  # A header of which these are zeros was never written.
 
 

@@ -42,7 +42,7 @@ class NodeFiles:
     """The node and table files of a pool."""
 
     def __init__(self, files: PoolFiles, descriptor: Descriptor, commit: Commit) -> None:
-        self._files, self._report = files, files.report
+        self._files, self.report = files, files.report
         self._seed, self._log = descriptor.seed, commit.log
         self._headers: dict[str, NodeFileHeader | None] = {}
 
@@ -65,7 +65,7 @@ class NodeFiles:
                 header = decode_node_file_header(page, is_table)
                 check_identity(header, self._seed, self._log, file_id)
             except MalformedError as error:
-                self._report.add("node_file", f"a node file: {error}", Place(name, 0))
+                self.report.add("node_file", f"a node file: {error}", Place(name, 0))
             else:
                 self._headers[name] = header
         return self._headers[name]
@@ -88,7 +88,7 @@ class NodeFiles:
         if computed != reference.checksum:
             text = f"a node: stored {reference.checksum:#010x}, computed {computed:#010x}"
             raise MalformedError(text)
-        self._report.count("nodes_count")
+        self.report.count("nodes_count")
         if int.from_bytes(content[4:8], "little") != length_bytes:
             raise MalformedError("a node says that it has another length")
         count = int.from_bytes(content[2:4], "little")

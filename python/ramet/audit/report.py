@@ -102,6 +102,14 @@ class Report:
             self.findings.append(finding)
         return finding
 
+    def take(self, other: "Report") -> None:
+        """Take all that another report has."""
+        self.findings += other.findings
+        self.findings_count += other.findings_count
+        self.notes += other.notes
+        for name, value in other.counts.items():
+            self.counts[name] += value
+
     def note(self, text: str) -> None:
         """Add a note."""
         if len(self.notes) < NOTES_MAX:

@@ -75,7 +75,7 @@ class FileTable:
     """The entries of one checkpoint."""
 
     def __init__(self, report: Report) -> None:
-        self._report = report
+        self.report = report
         self.entries: dict[int, FileEntry] = {}
         self._bad_keys: set[int] = set()
 
@@ -88,7 +88,7 @@ class FileTable:
             self._bad(key, str(error), Place("tables"))
 
     def _bad(self, key: int, text: str, place: Place) -> None:
-        self._report.add("file_table", f"in the file table, of file {key:012x}: {text}", place)
+        self.report.add("file_table", f"in the file table, of file {key:012x}: {text}", place)
 
     def dead(self) -> dict[int, Bits]:
         """Give the bitmap of dead slots of each segment that has one."""

@@ -24,7 +24,7 @@ class Tree:
     """Walks trees of one kind. Each node is read once, however many roots reach it."""
 
     def __init__(self, nodes: NodeFiles, report: Report, is_table: bool) -> None:
-        self._nodes, self._report, self._is_table = nodes, report, is_table
+        self._nodes, self.report, self._is_table = nodes, report, is_table
         self.met: set[int] = set()
         self.bad_count = 0
         """Nodes that could not be read: what is below them is not known."""
@@ -45,7 +45,7 @@ class Tree:
         except MalformedError as error:
             self.bad_count += 1
             place = self._nodes.place(reference.address, self._is_table)
-            self._report.add("tree_node", f"in a tree: {error}", place)
+            self.report.add("tree_node", f"in a tree: {error}", place)
             return
         if node.kind == TREE_LEAF:
             for child_key, value in below:
@@ -61,7 +61,7 @@ class Tree:
 
     def _bad_key(self, reference: Reference, key: int) -> None:
         place = self._nodes.place(reference.address, self._is_table)
-        self._report.add("tree_node", f"key {key:#x} is not in order", place)
+        self.report.add("tree_node", f"key {key:#x} is not in order", place)
 
 
 def _decode(
