@@ -21,12 +21,24 @@ ALWAYS = {
     "can_flush": True,
     "can_fua": True,
     "can_multi_conn": True,
+    "can_df": True,
+    "can_cache": True,
     "block_size_minimum": 1,
     "block_size_preferred": 4096,
     "block_size_maximum": 32 * MIB,
 }
-OF_VOLUMES = ALWAYS | {"is_read_only": False, "can_trim": True, "can_zero": True}
-OF_SNAPSHOTS = ALWAYS | {"is_read_only": True, "can_trim": False, "can_zero": False}
+OF_VOLUMES = ALWAYS | {
+    "is_read_only": False,
+    "can_trim": True,
+    "can_zero": True,
+    "can_fast_zero": True,
+}
+OF_SNAPSHOTS = ALWAYS | {
+    "is_read_only": True,
+    "can_trim": False,
+    "can_zero": False,
+    "can_fast_zero": False,
+}
 
 
 @pytest.fixture
@@ -63,7 +75,7 @@ def test_what_is_negotiated_is_what_volumes_and_snapshots_can_do(
         ("db@1", 3 * MIB + 512, OF_SNAPSHOTS),
     ):
         told = info(format_nbd_uri(name, socket_path))
-        assert told["protocol"] == "newstyle-fixed"
+        assert (told["protocol"], told["structured"]) == ("newstyle-fixed", True)
         (export,) = told["exports"]
         assert (export["export-name"], export["export-size"]) == (name, size_bytes)
         assert held(export, expected) == expected

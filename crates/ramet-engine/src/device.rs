@@ -4,7 +4,12 @@
 //! call from many threads at once.
 
 use crate::EngineError;
+use std::ops::ControlFlow;
 use std::sync::Arc;
+
+/// Is told the extents of a range one after the other, without gaps: length in bytes, and whether
+/// the extent is marked. Two that touch are never marked alike. `Break` ends the walk.
+pub type ExtentSink<'a> = dyn FnMut(u64, bool) -> ControlFlow<()> + 'a;
 
 /// A volume or a snapshot as a block device. Offsets and lengths are bytes and need no alignment.
 ///
@@ -23,6 +28,20 @@ pub trait BlockDevice: Send + Sync {
     /// # Errors
     /// `Invalid` past the end; `Corrupt` where a checksum fails; `Unavailable` after close.
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError>;
+
+    /// Tell `sink` from `offset_bytes` on what is mapped; what is not is a hole and reads as zeros.
+    ///
+    /// Reads no data. Ends early where `sink` says so, or where the bound on the work of one call
+    /// is met; of a range that is not empty at least one extent is told.
+    ///
+    /// # Errors
+    /// As `read`; what was told before is then of no use.
+    fn extents(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        sink: &mut ExtentSink<'_>,
+    ) -> Result<(), EngineError>;
 
     /// Write `bytes` at `offset_bytes`; durable on return where `fua`.
     ///
@@ -56,6 +75,23 @@ pub trait BlockDevice: Send + Sync {
     fn flush(&self) -> Result<(), EngineError>;
 }
 
+/// What changed in an object since a snapshot of its family. The snapshot counts as attached until
+/// this is dropped.
+pub trait Changes: Send + Sync {
+    /// Tell `sink` from `offset_bytes` on what changed: was written, zeroed or trimmed.
+    ///
+    /// Bounded, and of use after success only, as `BlockDevice::extents`.
+    ///
+    /// # Errors
+    /// As `BlockDevice::extents`.
+    fn extents(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        sink: &mut ExtentSink<'_>,
+    ) -> Result<(), EngineError>;
+}
+
 /// One export as a listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
@@ -75,4 +111,18 @@ pub trait Exports: Send + Sync {
     /// # Errors
     /// `NotFound`; `Busy` while the object is being detached by force.
     fn open(&self, name: &str) -> Result<(Export, Arc<dyn BlockDevice>), EngineError>;
+
+    /// The snapshots that `open_changes` takes for an object: those of its family but itself,
+    /// sorted by name.
+    fn bases(&self, object: u64) -> Vec<Export>;
+
+    /// Open what tells the changes of an object since the snapshot `base`, by name or UUID.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such object, or no such snapshot in its family.
+    fn open_changes(
+        &self,
+        object: u64,
+        base: &str,
+    ) -> Result<(Export, Arc<dyn Changes>), EngineError>;
 }

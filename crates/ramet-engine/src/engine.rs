@@ -15,7 +15,7 @@ use crate::object::{Changed, Object, ObjectInfo, ObjectKind, Table};
 use crate::record::Record;
 use crate::space::Space;
 use crate::volume::{Replayer, VolumeDevice};
-use crate::{BlockDevice, EngineError, Export, Exports, Kind};
+use crate::{BlockDevice, EngineError, Kind};
 use parking_lot::{Mutex, RwLock};
 use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
@@ -565,29 +565,5 @@ impl Opening {
                 Ok(())
             }
         }
-    }
-}
-
-/// A pool as front ends see it.
-pub struct PoolExports(pub Arc<Engine>);
-
-impl Exports for PoolExports {
-    fn list(&self) -> Vec<Export> {
-        let export = |object: &Arc<Object>| Export { name: object.name(), object: object.id().0 };
-        self.0.table.read().by_name().into_iter().map(export).collect()
-    }
-
-    fn open(&self, name: &str) -> Result<(Export, Arc<dyn BlockDevice>), EngineError> {
-        let _attaching = self.0.attaching.read();
-        let object = self.0.find_object(name)?;
-        if object.is_deleted() {
-            return Err(EngineError::new(
-                Kind::Busy,
-                "object_ending",
-                format!("'{name}' is being deleted; hint: choose another"),
-            ));
-        }
-        let export = Export { name: object.name(), object: object.id().0 };
-        Ok((export, Arc::new(VolumeDevice::new(self.0.clone(), object, true))))
     }
 }

@@ -278,6 +278,17 @@ impl Space {
         }
     }
 
+    /// Of every one of `places`, whether it is in the family of `place`.
+    pub(crate) fn in_family(
+        &self,
+        place: PlaceId,
+        places: impl Iterator<Item = PlaceId>,
+    ) -> Vec<bool> {
+        let state = self.state.lock();
+        let family = state.lineage.family(place);
+        places.map(|other| family.is_some() && state.lineage.family(other) == family).collect()
+    }
+
     pub(crate) fn living_ancestor(&self, place: PlaceId) -> Option<PlaceId> {
         self.state.lock().lineage.living_ancestor(place)
     }

@@ -11,7 +11,7 @@ use crate::map::{Extent, LetGo as _, Map, Missing};
 use crate::nodes::Nodes;
 use crate::object::{Changed, Object, ObjectKind, Table};
 use crate::space::{LetGo, Space};
-use crate::{BlockDevice, EngineError, Kind};
+use crate::{BlockDevice, EngineError, ExtentSink, Kind, extents};
 use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, GateGuard, Locator, ObjectId, Position, crc_blocks};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -51,7 +51,15 @@ impl VolumeDevice {
         VolumeDevice { engine, object, attached: false, in_command: true }
     }
 
-    fn check_range(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
+    pub(crate) fn object(&self) -> &Arc<Object> {
+        &self.object
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn check_range(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
         let size_bytes = self.object.size_bytes();
         if offset_bytes.checked_add(length_bytes).is_some_and(|end| end <= size_bytes) {
             return Ok(());
@@ -64,7 +72,7 @@ impl VolumeDevice {
         Err(EngineError::new(Kind::Invalid, "range_past_end", text))
     }
 
-    fn check_living(&self) -> Result<()> {
+    pub(crate) fn check_living(&self) -> Result<()> {
         if self.object.is_deleted() {
             let text = format!("'{}' was deleted; hint: open another object", self.object.name());
             return Err(EngineError::new(Kind::NotFound, "object_deleted", text));
@@ -410,6 +418,19 @@ impl BlockDevice for VolumeDevice {
             rest = &mut rest[taken..];
         }
         Ok(())
+    }
+
+    fn extents(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        sink: &mut ExtentSink<'_>,
+    ) -> Result<()> {
+        self.engine.log.check_open()?;
+        self.check_range(offset_bytes, length_bytes)?;
+        extents::tell_mapped(self, offset_bytes, length_bytes, sink)?;
+        // After the look: holes of a map that was taken away are never served.
+        self.check_living()
     }
 
     fn write(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<()> {

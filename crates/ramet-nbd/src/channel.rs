@@ -3,7 +3,6 @@
 //! Invariants: what is received stays in place until it is consumed, so a payload is handed on
 //! without a copy; memory grows to one request or reply at most and is given back after use.
 
-use crate::codec::{SIMPLE_REPLY_BYTES, SimpleReply};
 use crate::transport::{Received, Transport};
 
 /// Either buffer at the start and after silence.
@@ -112,29 +111,25 @@ impl Channel {
     }
 
     /// Queue a reply without payload.
-    pub(crate) fn push_reply(&mut self, reply: SimpleReply) -> Result<(), Ended> {
-        self.push(&reply.encode())?;
+    pub(crate) fn push_reply(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        self.push(bytes)?;
         self.replies_count += 1;
         self.send_if_due()
     }
 
-    /// Queue a reply whose `length_bytes` of payload `fill` puts in place; on its error, a reply
-    /// without payload that carries it.
-    pub(crate) fn push_read(
+    /// Queue a reply that `fill` writes to the start of `room_bytes` of room; it says how many
+    /// bytes it wrote.
+    pub(crate) fn push_with(
         &mut self,
-        cookie: u64,
-        length_bytes: usize,
-        fill: impl FnOnce(&mut [u8]) -> Result<(), u32>,
+        room_bytes: usize,
+        is_read: bool,
+        fill: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<(), Ended> {
-        let room = self.reply_room(SIMPLE_REPLY_BYTES + length_bytes)?;
-        let (header, payload) = room.split_at_mut(SIMPLE_REPLY_BYTES);
-        let filled = fill(payload);
-        let reply = SimpleReply { error: filled.err().unwrap_or(0), cookie };
-        header.copy_from_slice(&reply.encode());
-        let payload_bytes = if filled.is_ok() { length_bytes } else { 0 };
-        self.replies_end += SIMPLE_REPLY_BYTES + payload_bytes;
+        let filled_bytes = fill(self.reply_room(room_bytes)?);
+        assert!(filled_bytes <= room_bytes, "a reply is longer than its room");
+        self.replies_end += filled_bytes;
         self.replies_count += 1;
-        self.reads_count += 1;
+        self.reads_count += usize::from(is_read);
         self.send_if_due()
     }
 

@@ -16,6 +16,10 @@ pub enum Errno {
     Invalid = 22,
     /// No space, or a write past the end.
     NoSpace = 28,
+    /// The request asks for more than one reply holds.
+    Overflow = 75,
+    /// It could not be fast.
+    NotSupported = 95,
     /// The server is closing.
     Shutdown = 108,
 }
@@ -25,6 +29,20 @@ impl Errno {
     #[must_use]
     pub const fn value(self) -> u32 {
         self as u32
+    }
+
+    /// What a client shows to people where there is nothing more precise.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Errno::NotPermitted => "the export may not be written",
+            Errno::InputOutput => "reading or writing failed",
+            Errno::Invalid => "the request is malformed or goes past the end",
+            Errno::NoSpace => "there is no space, or the write goes past the end",
+            Errno::Overflow => "the request asks for more than one reply holds",
+            Errno::NotSupported => "a range without a whole block is zeroed as slowly as written",
+            Errno::Shutdown => "the server is closing",
+        }
     }
 }
 

@@ -1,21 +1,25 @@
 //! Option haggling: from the greeting to an open export.
 //!
 //! Invariants: every option but `EXPORT_NAME` gets its final reply; whatever an option's data is,
-//! the stream stays in step or the connection ends. State that options leave behind (structured
-//! replies, metadata contexts) belongs into `Negotiation` and goes out with the attachment.
+//! the stream stays in step or the connection ends. What options leave behind (the style of
+//! replies, metadata contexts) goes out with the attachment as `Negotiated`.
 //! Source: NBD protocol, "Fixed newstyle negotiation", "Option types".
 
 use crate::channel::{Channel, Ended};
 use crate::codec::values::{
-    EXPORT_NAME_ZEROES_BYTES, INFO_DESCRIPTION, INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO,
-    OPT_INFO, OPT_LIST, REP_ACK, REP_ERR_INVALID, REP_ERR_POLICY, REP_ERR_SHUTDOWN,
-    REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_SERVER, STRING_BYTES_MAX,
+    EXPORT_NAME_ZEROES_BYTES, INFO_DESCRIPTION, INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME,
+    OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
+    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_POLICY,
+    REP_ERR_SHUTDOWN, REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
+    REP_SERVER, STRING_BYTES_MAX,
 };
 use crate::codec::{
-    ClientFlags, InfoRequest, OPTION_HEADER_BYTES, OptionHeader, clip_text, decode_name, greeting,
-    info_block_size, info_export, info_text, option_reply, server_entry,
+    ChunkStyle, ClientFlags, ContextRequest, InfoRequest, OPTION_HEADER_BYTES, OptionHeader,
+    ReplyStyle, clip_text, decode_name, greeting, info_block_size, info_export, info_text,
+    meta_context, option_reply, server_entry,
 };
-use crate::judgement::{BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, PAYLOAD_BYTES_MAX};
+use crate::contexts::{self, CONTEXTS_MAX, Context};
+use crate::judgement::{Agreed, BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, PAYLOAD_BYTES_MAX};
 use crate::registry::{Attachment, Membership, Refusal};
 use ramet_engine::{Exports, Kind};
 
@@ -32,12 +36,29 @@ enum Step {
     Transmit(Attachment),
 }
 
+/// What a connection goes into transmission with.
+pub(crate) struct Negotiated {
+    pub(crate) attachment: Attachment,
+    pub(crate) replies: ReplyStyle,
+    pub(crate) contexts: Vec<Context>,
+}
+
+/// The metadata contexts that were chosen, and for which export.
+struct Chosen {
+    /// As the client called it: it has to use the same name again.
+    name: String,
+    object: u64,
+    contexts: Vec<Context>,
+}
+
 /// A connection that has not chosen its export.
 pub(crate) struct Negotiation<'a> {
     channel: &'a mut Channel,
     membership: &'a Membership,
     exports: &'a dyn Exports,
     no_zeroes: bool,
+    replies: ReplyStyle,
+    chosen: Option<Chosen>,
 }
 
 impl<'a> Negotiation<'a> {
@@ -46,11 +67,12 @@ impl<'a> Negotiation<'a> {
         membership: &'a Membership,
         exports: &'a dyn Exports,
     ) -> Self {
-        Negotiation { channel, membership, exports, no_zeroes: false }
+        let replies = ReplyStyle::Simple;
+        Negotiation { channel, membership, exports, no_zeroes: false, replies, chosen: None }
     }
 
     /// Haggle until the client has an export.
-    pub(crate) fn run(mut self) -> Result<Attachment, Ended> {
+    pub(crate) fn run(mut self) -> Result<Negotiated, Ended> {
         self.channel.push(&greeting())?;
         let flags = self.channel.require(4)?;
         let flags = [flags[0], flags[1], flags[2], flags[3]];
@@ -58,7 +80,8 @@ impl<'a> Negotiation<'a> {
         self.no_zeroes = ClientFlags::decode(flags).map_err(|_| Ended)?.no_zeroes;
         for _ in 0..OPTIONS_MAX {
             if let Step::Transmit(attachment) = self.option()? {
-                return Ok(attachment);
+                let contexts = self.chosen.take().map_or_else(Vec::new, |chosen| chosen.contexts);
+                return Ok(Negotiated { attachment, replies: self.replies, contexts });
             }
         }
         Err(Ended)
@@ -84,6 +107,8 @@ impl<'a> Negotiation<'a> {
             }
             OPT_LIST => self.list(&data),
             OPT_INFO | OPT_GO => self.info(option, &data),
+            OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS => self.choose_replies(option, &data),
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.contexts(option, &data),
             _ => self.refuse(option, REP_ERR_UNSUP, "the server does not know this option"),
         }
     }
@@ -99,9 +124,13 @@ impl<'a> Negotiation<'a> {
 
     fn export_name(&mut self, data: &[u8]) -> Result<Step, Ended> {
         let name = decode_name(data).map_err(|_| Ended)?;
+        // The protocol forbids it with extended headers, and it has no error reply.
+        if self.replies == ReplyStyle::Chunks(ChunkStyle::Extended) {
+            return Err(Ended);
+        }
         let attachment = self.membership.open(self.exports, name).map_err(|_| Ended)?;
-        let shape = attachment.shape();
-        let info = info_export(shape.size_bytes, shape.transmission_flags());
+        let info = self.info_export(name, &attachment);
+        self.keep_contexts_of(name, &attachment);
         // The same size and flags as INFO_EXPORT, which starts with its own number.
         self.channel.push(&info[2..])?;
         if !self.no_zeroes {
@@ -143,7 +172,7 @@ impl<'a> Negotiation<'a> {
             }
         };
         let shape = attachment.shape();
-        let export = info_export(shape.size_bytes, shape.transmission_flags());
+        let export = self.info_export(&request.name, &attachment);
         self.reply(option, REP_INFO, &export)?;
         if request.wanted.name {
             self.reply(option, REP_INFO, &info_text(INFO_NAME, &attachment.export().name))?;
@@ -157,11 +186,101 @@ impl<'a> Negotiation<'a> {
             self.reply(option, REP_INFO, &sizes)?;
         }
         if option == OPT_GO {
+            self.keep_contexts_of(&request.name, &attachment);
             self.reply(option, REP_ACK, &[])?;
             return Ok(Step::Transmit(attachment));
         }
         // Detach before the answer: who has it may delete the object at once.
         drop(attachment);
+        self.reply(option, REP_ACK, &[])?;
+        Ok(Step::Continue)
+    }
+
+    fn has_contexts_of(&self, name: &str, attachment: &Attachment) -> bool {
+        self.chosen.as_ref().is_some_and(|chosen| {
+            chosen.name == name
+                && chosen.object == attachment.export().object
+                && !chosen.contexts.is_empty()
+        })
+    }
+
+    /// Contexts that were chosen for another export are void.
+    fn keep_contexts_of(&mut self, name: &str, attachment: &Attachment) {
+        if !self.has_contexts_of(name, attachment) {
+            self.chosen = None;
+        }
+    }
+
+    fn info_export(&self, name: &str, attachment: &Attachment) -> [u8; 12] {
+        let status = self.has_contexts_of(name, attachment);
+        let shape = attachment.shape();
+        let agreed = Agreed { replies: self.replies, status };
+        info_export(shape.size_bytes, shape.transmission_flags(agreed))
+    }
+
+    fn choose_replies(&mut self, option: u32, data: &[u8]) -> Result<Step, Ended> {
+        if !data.is_empty() {
+            return self.refuse(option, REP_ERR_INVALID, "this option takes no data");
+        }
+        let wanted = match option {
+            OPT_STRUCTURED_REPLY => ChunkStyle::Structured,
+            _ => ChunkStyle::Extended,
+        };
+        match self.replies {
+            ReplyStyle::Chunks(agreed) if agreed == wanted => {
+                return self.refuse(option, REP_ERR_INVALID, "this was agreed on already");
+            }
+            ReplyStyle::Chunks(ChunkStyle::Extended) => {
+                let text = "extended headers were agreed on, and take precedence";
+                return self.refuse(option, REP_ERR_EXT_HEADER_REQD, text);
+            }
+            ReplyStyle::Chunks(ChunkStyle::Structured) | ReplyStyle::Simple => {}
+        }
+        self.replies = ReplyStyle::Chunks(wanted);
+        self.reply(option, REP_ACK, &[])?;
+        Ok(Step::Continue)
+    }
+
+    fn contexts(&mut self, option: u32, data: &[u8]) -> Result<Step, Ended> {
+        if option == OPT_SET_META_CONTEXT {
+            // Whatever comes of it, what was chosen before is void.
+            self.chosen = None;
+        }
+        if self.replies == ReplyStyle::Simple {
+            let text = "structured replies or extended headers come first";
+            return self.refuse(option, REP_ERR_INVALID, text);
+        }
+        let request = match ContextRequest::decode(data) {
+            Ok(request) => request,
+            Err(error) => return self.refuse(option, REP_ERR_INVALID, &error.to_string()),
+        };
+        let attachment = match self.membership.open(self.exports, &request.export) {
+            Ok(attachment) => attachment,
+            Err(refusal) => {
+                let (reply, text) = explain(&refusal, self.membership.registry().is_closing());
+                return self.refuse(option, reply, &text);
+            }
+        };
+        let export = attachment.export().clone();
+        if option == OPT_LIST_META_CONTEXT {
+            // Detach before the answer, as for `OPT_INFO`.
+            drop(attachment);
+            for name in contexts::list(self.exports, &export, &request.queries) {
+                self.reply(option, REP_META_CONTEXT, &meta_context(0, &name))?;
+            }
+        } else {
+            let chosen = contexts::choose(self.membership, self.exports, &export, &request.queries);
+            drop(attachment);
+            let Ok(contexts) = chosen else {
+                let text = format!("at most {CONTEXTS_MAX} contexts for a connection");
+                return self.refuse(option, REP_ERR_TOO_BIG, &text);
+            };
+            for (id, context) in (0..).zip(&contexts) {
+                self.reply(option, REP_META_CONTEXT, &meta_context(id, &context.name))?;
+            }
+            let (name, object) = (request.export, export.object);
+            self.chosen = Some(Chosen { name, object, contexts });
+        }
         self.reply(option, REP_ACK, &[])?;
         Ok(Step::Continue)
     }

@@ -7,7 +7,7 @@
 use crate::judgement::ExportShape;
 use crate::transport::Hangup;
 use parking_lot::{Condvar, Mutex};
-use ramet_engine::{BlockDevice, EngineError, Export, Exports};
+use ramet_engine::{BlockDevice, Changes, EngineError, Export, Exports};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,8 +34,8 @@ struct Member {
     control: Arc<Control>,
     /// Ticket of the `Exports::open` in progress.
     opening: Option<u64>,
-    /// The object whose device the session holds.
-    object: Option<u64>,
+    /// The objects that the session holds something of, as often as it does.
+    objects: Vec<u64>,
 }
 
 /// How others end a session.
@@ -82,7 +82,7 @@ impl Registry {
             return None;
         }
         let id = state.ticket();
-        let member = Member { control: Arc::clone(&control), opening: None, object: None };
+        let member = Member { control: Arc::clone(&control), opening: None, objects: Vec::new() };
         state.members.insert(id, member);
         drop(state);
         Some(Membership { registry: Arc::clone(self), id, control })
@@ -98,7 +98,8 @@ impl Registry {
             *state.refused.entry(*object).or_default() += 1;
         }
         let before = state.ticket();
-        let attached = |member: &Member| member.object.is_some_and(|id| concerned.contains(&id));
+        let attached =
+            |member: &Member| member.objects.iter().any(|object| concerned.contains(object));
         let mut ended_count = 0;
         for member in state.members.values().filter(|member| attached(member)) {
             member.control.stop();
@@ -214,10 +215,34 @@ impl Membership {
     /// # Errors
     /// `Refusal`; then nothing is held.
     pub(crate) fn open(&self, exports: &dyn Exports, name: &str) -> Result<Attachment, Refusal> {
+        let (export, device) = self.admit(|| exports.open(name))?;
+        let (size_bytes, read_only) = (device.get().size_bytes(), device.get().read_only());
+        let shape = ExportShape { size_bytes, read_only };
+        Ok(Attachment { export, shape, device })
+    }
+
+    /// Hold what tells the changes of an object since a snapshot.
+    ///
+    /// # Errors
+    /// `Refusal`; then nothing is held.
+    pub(crate) fn open_changes(
+        &self,
+        exports: &dyn Exports,
+        object: u64,
+        base: &str,
+    ) -> Result<(Export, Held<dyn Changes>), Refusal> {
+        self.admit(|| exports.open_changes(object, base))
+    }
+
+    /// Open something of an object, and hold it unless its object is refused.
+    fn admit<T: ?Sized>(
+        &self,
+        open: impl FnOnce() -> Result<(Export, Arc<T>), EngineError>,
+    ) -> Result<(Export, Held<T>), Refusal> {
         let opening = Opening::begin(self);
         // Declared after `opening` and so dropped before it, in a panic too: while a device may
         // exist the registry must show it.
-        let (export, device) = exports.open(name).map_err(Refusal::Engine)?;
+        let (export, thing) = open().map_err(Refusal::Engine)?;
         let mut state = self.registry.state.lock();
         let refusal = if self.registry.is_closing() {
             Some(Refusal::Closing)
@@ -231,13 +256,12 @@ impl Membership {
             return Err(refusal);
         }
         if let Some(member) = state.members.get_mut(&self.id) {
-            member.object = Some(export.object);
+            member.objects.push(export.object);
         }
         drop(state);
         drop(opening);
-        let shape = ExportShape { size_bytes: device.size_bytes(), read_only: device.read_only() };
-        let registry = Arc::clone(&self.registry);
-        Ok(Attachment { export, shape, device: Some(device), registry, id: self.id })
+        let (registry, object) = (Arc::clone(&self.registry), export.object);
+        Ok((export, Held { thing: Some(thing), registry, id: self.id, object }))
     }
 }
 
@@ -274,13 +298,11 @@ impl Drop for Opening<'_> {
     }
 }
 
-/// An open export. Dropping it drops the device, and then says so.
+/// An open export.
 pub(crate) struct Attachment {
     export: Export,
     shape: ExportShape,
-    device: Option<Arc<dyn BlockDevice>>,
-    registry: Arc<Registry>,
-    id: u64,
+    device: Held<dyn BlockDevice>,
 }
 
 impl Attachment {
@@ -294,25 +316,44 @@ impl Attachment {
     }
 
     pub(crate) fn device(&self) -> &dyn BlockDevice {
-        self.device.as_deref().expect("the device is there until the attachment is dropped")
+        self.device.get()
     }
 }
 
-impl Drop for Attachment {
+/// Something of an object that a session holds. Dropping it drops the thing, and then says so.
+pub(crate) struct Held<T: ?Sized> {
+    thing: Option<Arc<T>>,
+    registry: Arc<Registry>,
+    id: u64,
+    object: u64,
+}
+
+impl<T: ?Sized> Held<T> {
+    pub(crate) fn get(&self) -> &T {
+        self.thing.as_deref().expect("the thing is there until this is dropped")
+    }
+}
+
+impl<T: ?Sized> Drop for Held<T> {
     fn drop(&mut self) {
-        // Told even if dropping the device panics: the waiter would never wake.
-        let _told = Detached { registry: &self.registry, id: self.id };
-        self.device = None;
+        // Told even if dropping the thing panics: the waiter would never wake.
+        let _told = Detached { registry: &self.registry, id: self.id, object: self.object };
+        self.thing = None;
     }
 }
 
 struct Detached<'a> {
     registry: &'a Registry,
     id: u64,
+    object: u64,
 }
 
 impl Drop for Detached<'_> {
     fn drop(&mut self) {
-        self.registry.change(self.id, |member| member.object = None);
+        self.registry.change(self.id, |member| {
+            if let Some(at) = member.objects.iter().position(|object| *object == self.object) {
+                member.objects.swap_remove(at);
+            }
+        });
     }
 }

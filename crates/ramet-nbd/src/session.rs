@@ -24,6 +24,6 @@ fn converse(
     exports: &dyn Exports,
 ) -> Result<(), Ended> {
     let mut channel = Channel::new(transport);
-    let attachment = Negotiation::new(&mut channel, membership, exports).run()?;
-    Transmission::new(&mut channel, membership, &attachment).run()
+    let negotiated = Negotiation::new(&mut channel, membership, exports).run()?;
+    Transmission::new(&mut channel, membership, &negotiated).run()
 }

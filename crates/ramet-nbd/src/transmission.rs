@@ -2,35 +2,54 @@
 //!
 //! Invariants: a write reaches the device only when its payload is there whole, straight from the
 //! receive buffer; a request that is refused leaves the stream in step; nothing is allocated per
-//! request. Replies go through `answer` and `read` only: other reply formats start there.
+//! request. `replies` says how they are answered.
 //! Source: NBD protocol, "Transmission", "Request types".
 
 use crate::channel::{Channel, Ended};
-use crate::codec::{REQUEST_BYTES, Request, SimpleReply};
+use crate::codec::values::{CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN};
+use crate::codec::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request, StatusPayload};
+use crate::contexts::{CONTEXTS_MAX, Context};
 use crate::errno::{Errno, errno_of};
-use crate::judgement::{Action, ExportShape, judge};
-use crate::registry::{Attachment, Membership};
+use crate::judgement::{Action, Agreed, ExportShape, PAYLOAD_BYTES_MAX, judge};
+use crate::negotiation::Negotiated;
+use crate::registry::Membership;
+use crate::replies::Replier;
 use ramet_engine::{BlockDevice, EngineError};
+use std::ops::ControlFlow;
 
 /// Longest payload of a refused write that is read and dropped; beyond it the connection ends.
 const SKIP_BYTES_MAX: u64 = 128 << 20;
+/// What one cache request reads; the rest of a longer one is not read.
+const CACHE_BYTES_MAX: u64 = 32 << 20;
+/// Read at once for a cache request, into memory that is then dropped.
+const CACHE_STEP_BYTES: u64 = 256 << 10;
 
 /// A connection with an open export.
 pub(crate) struct Transmission<'a> {
     channel: &'a mut Channel,
     membership: &'a Membership,
     device: &'a dyn BlockDevice,
+    contexts: &'a [Context],
     shape: ExportShape,
+    agreed: Agreed,
+    /// Length of a request before its payload.
+    header_bytes: usize,
+    replier: Replier,
 }
 
 impl<'a> Transmission<'a> {
     pub(crate) fn new(
         channel: &'a mut Channel,
         membership: &'a Membership,
-        attachment: &'a Attachment,
+        negotiated: &'a Negotiated,
     ) -> Self {
+        let Negotiated { attachment, replies, contexts } = negotiated;
         let (device, shape) = (attachment.device(), attachment.shape());
-        Transmission { channel, membership, device, shape }
+        let agreed = Agreed { replies: *replies, status: !contexts.is_empty() };
+        let header_bytes =
+            if agreed.is_extended() { EXTENDED_REQUEST_BYTES } else { REQUEST_BYTES };
+        let replier = Replier::new(*replies);
+        Transmission { channel, membership, device, contexts, shape, agreed, header_bytes, replier }
     }
 
     /// Serve requests until the connection ends.
@@ -48,58 +67,80 @@ impl<'a> Transmission<'a> {
 
     /// Serve one request, or receive more of it.
     fn next_request(&mut self) -> Result<(), Ended> {
-        let Some(header) = self.channel.pending().first_chunk::<REQUEST_BYTES>() else {
-            return self.channel.receive_more(REQUEST_BYTES);
+        let Some(request) = self.decode()? else {
+            return self.channel.receive_more(self.header_bytes);
         };
-        let request = Request::decode(header).map_err(|_| Ended)?;
-        match judge(&request, &self.shape) {
+        if self.agreed.is_extended()
+            && request.command == CMD_BLOCK_STATUS
+            && request.flags & CMD_FLAG_PAYLOAD_LEN != 0
+        {
+            return self.status_of_some(&request);
+        }
+        match judge(&request, &self.shape, self.agreed) {
             Err(errno) => self.refuse(&request, errno),
             Ok(Action::Write { fua }) => self.write(&request, fua),
             Ok(action) => {
-                self.channel.consume(REQUEST_BYTES);
+                self.channel.consume(self.header_bytes);
                 self.act(&request, action)
             }
         }
     }
 
+    fn decode(&self) -> Result<Option<Request>, Ended> {
+        let pending = self.channel.pending();
+        let request = if self.agreed.is_extended() {
+            pending.first_chunk().map(Request::decode_extended)
+        } else {
+            pending.first_chunk().map(Request::decode)
+        };
+        request.transpose().map_err(|_| Ended)
+    }
+
     /// Drop the payload of a request that is not served, and say why.
     fn refuse(&mut self, request: &Request, errno: Errno) -> Result<(), Ended> {
-        let payload_bytes = request.payload_bytes();
-        if payload_bytes > SKIP_BYTES_MAX {
+        // With extended headers the protocol asks to end the connection for what it never allows.
+        let most =
+            if self.agreed.is_extended() { u64::from(PAYLOAD_BYTES_MAX) } else { SKIP_BYTES_MAX };
+        if request.payload_bytes > most {
             return Err(Ended);
         }
-        self.channel.consume(REQUEST_BYTES);
-        self.channel.skip(payload_bytes)?;
-        self.answer(request, Err(errno))
+        self.channel.consume(self.header_bytes);
+        self.channel.skip(request.payload_bytes)?;
+        self.replier.answer(self.channel, request, Err((errno, errno.text())))
     }
 
     fn write(&mut self, request: &Request, fua: bool) -> Result<(), Ended> {
-        let payload_bytes = usize::try_from(request.length_bytes).map_err(|_| Ended)?;
-        let request_bytes = REQUEST_BYTES + payload_bytes;
+        let payload_bytes = usize::try_from(request.payload_bytes).map_err(|_| Ended)?;
+        let request_bytes = self.header_bytes + payload_bytes;
         if self.channel.pending().len() < request_bytes {
             return self.channel.receive_more(request_bytes);
         }
         self.send_before_durability(fua)?;
-        let payload = &self.channel.pending()[REQUEST_BYTES..request_bytes];
+        let payload = &self.channel.pending()[self.header_bytes..request_bytes];
         let written = if payload.is_empty() {
             Ok(())
         } else {
             self.device.write(request.offset_bytes, payload, fua)
         };
         self.channel.consume(request_bytes);
-        self.answer_device(request, written)
+        self.answer(request, written)
     }
 
     fn act(&mut self, request: &Request, action: Action) -> Result<(), Ended> {
         let Request { offset_bytes, length_bytes, .. } = *request;
         let done = match action {
-            Action::Read => return self.read(request),
+            Action::Read { whole } => return self.read(request, whole),
+            Action::Status { one } => return self.status(request, one, u32::MAX),
             Action::Disconnect => return Err(Ended),
             Action::Flush => {
                 self.send_before_durability(true)?;
                 self.device.flush()
             }
-            Action::Trim { .. } | Action::WriteZeroes { .. } if length_bytes == 0 => Ok(()),
+            Action::Trim { .. } | Action::WriteZeroes { .. } | Action::Cache
+                if length_bytes == 0 =>
+            {
+                Ok(())
+            }
             Action::Trim { fua } => {
                 self.send_before_durability(fua)?;
                 self.device.trim(offset_bytes, length_bytes, fua)
@@ -108,22 +149,94 @@ impl<'a> Transmission<'a> {
                 self.send_before_durability(fua)?;
                 self.device.write_zeroes(offset_bytes, length_bytes, fua)
             }
+            Action::Cache => self.cache(offset_bytes, length_bytes),
             Action::Write { .. } => unreachable!("a write has a payload and its own path"),
         };
-        self.answer_device(request, done)
+        self.answer(request, done)
     }
 
-    fn read(&mut self, request: &Request) -> Result<(), Ended> {
-        let length_bytes = usize::try_from(request.length_bytes).map_err(|_| Ended)?;
-        let device = self.device;
-        let membership = self.membership;
-        self.channel.push_read(request.cookie, length_bytes, |payload| {
-            if payload.is_empty() {
-                return Ok(());
+    fn read(&mut self, request: &Request, whole: bool) -> Result<(), Ended> {
+        let registry = self.membership.registry();
+        self.replier.read(self.channel, request, self.device, whole, || registry.is_closing())
+    }
+
+    /// Read what is mapped, so that the next read finds it in memory.
+    fn cache(&self, offset_bytes: u64, length_bytes: u64) -> Result<(), EngineError> {
+        let end = offset_bytes + length_bytes.min(CACHE_BYTES_MAX);
+        let mut buffer = Vec::new();
+        let mut at = offset_bytes;
+        while at < end {
+            let (mut step, mut mapped) = (0, false);
+            self.device.extents(at, (end - at).min(CACHE_STEP_BYTES), &mut |length, is| {
+                (step, mapped) = (length, is);
+                ControlFlow::Break(())
+            })?;
+            if mapped {
+                buffer.resize(usize::try_from(step).expect("bounded by the step"), 0);
+                self.device.read(at, &mut buffer)?;
             }
-            let read = device.read(request.offset_bytes, payload);
-            read.map_err(|error| errno_of(error.kind, membership.registry().is_closing()).value())
-        })
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// The status of those contexts that the payload names.
+    fn status_of_some(&mut self, request: &Request) -> Result<(), Ended> {
+        let contexts_max = u64::try_from(CONTEXTS_MAX).map_err(|_| Ended)?;
+        if request.payload_bytes > StatusPayload::bytes(contexts_max) {
+            return self.refuse(request, Errno::Invalid);
+        }
+        let payload_bytes = usize::try_from(request.payload_bytes).map_err(|_| Ended)?;
+        let request_bytes = self.header_bytes + payload_bytes;
+        if self.channel.pending().len() < request_bytes {
+            return self.channel.receive_more(request_bytes);
+        }
+        let payload =
+            StatusPayload::decode(&self.channel.pending()[self.header_bytes..request_bytes]);
+        let Some((payload, wanted)) = payload.and_then(|payload| {
+            let wanted = self.wanted(&payload.contexts)?;
+            Some((payload, wanted))
+        }) else {
+            return self.refuse(request, Errno::Invalid);
+        };
+        let effect = Request {
+            flags: request.flags & !CMD_FLAG_PAYLOAD_LEN,
+            length_bytes: payload.length_bytes,
+            payload_bytes: 0,
+            ..*request
+        };
+        match judge(&effect, &self.shape, self.agreed) {
+            Ok(Action::Status { one }) => {
+                self.channel.consume(request_bytes);
+                self.status(&effect, one, wanted)
+            }
+            Ok(_) => unreachable!("the command is that of the request"),
+            Err(errno) => self.refuse(request, errno),
+        }
+    }
+
+    /// The ids as bits; nothing where one is unknown or comes twice, or there is none.
+    fn wanted(&self, ids: &[u32]) -> Option<u32> {
+        let mut wanted = 0_u32;
+        for id in ids {
+            let known = usize::try_from(*id).is_ok_and(|id| id < self.contexts.len());
+            let bit = if known { 1_u32 << id } else { 0 };
+            if bit == 0 || wanted & bit != 0 {
+                return None;
+            }
+            wanted |= bit;
+        }
+        (wanted != 0).then_some(wanted)
+    }
+
+    fn status(&mut self, request: &Request, one: bool, wanted: u32) -> Result<(), Ended> {
+        let every = u32::MAX >> (32 - self.contexts.len());
+        let contexts = (self.contexts, wanted & every);
+        let told = self.replier.status(self.channel, request, self.device, contexts, one)?;
+        match told {
+            Ok(()) => Ok(()),
+            Err(error) => self.answer(request, Err(error)),
+        }
     }
 
     /// A sync takes long: who waits for what is done already should not wait for it.
@@ -131,17 +244,12 @@ impl<'a> Transmission<'a> {
         if durable { self.channel.send() } else { Ok(()) }
     }
 
-    fn answer_device(
-        &mut self,
-        request: &Request,
-        done: Result<(), EngineError>,
-    ) -> Result<(), Ended> {
-        let closing = || self.membership.registry().is_closing();
-        self.answer(request, done.map_err(|error| errno_of(error.kind, closing())))
-    }
-
-    fn answer(&mut self, request: &Request, done: Result<(), Errno>) -> Result<(), Ended> {
-        let error = done.err().map_or(0, Errno::value);
-        self.channel.push_reply(SimpleReply { error, cookie: request.cookie })
+    fn answer(&mut self, request: &Request, done: Result<(), EngineError>) -> Result<(), Ended> {
+        let closing = self.membership.registry().is_closing();
+        let done = match &done {
+            Ok(()) => Ok(()),
+            Err(error) => Err((errno_of(error.kind, closing), error.text.as_str())),
+        };
+        self.replier.answer(self.channel, request, done)
     }
 }

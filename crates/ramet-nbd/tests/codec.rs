@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use ramet_nbd::codec::{
     ClientFlags, InfoRequest, OptionHeader, Request, SimpleReply, clip_text, decode_name,
 };
-use ramet_nbd::{ExportShape, judge};
+use ramet_nbd::{Agreed, ExportShape, judge};
 
 proptest! {
     #[test]
@@ -29,7 +29,7 @@ proptest! {
             let _ = Request::decode(&request);
             request[..4].copy_from_slice(&[0x25, 0x60, 0x95, 0x13]);
             let request = Request::decode(&request).unwrap();
-            let _ = judge(&request, &ExportShape { size_bytes, read_only });
+            let _ = judge(&request, &ExportShape { size_bytes, read_only }, Agreed::default());
         }
     }
 
@@ -52,8 +52,13 @@ proptest! {
         length_bytes in any::<u32>(),
     ) {
         let length_bytes = u64::from(length_bytes);
-        let request = Request { flags, command, cookie, offset_bytes, length_bytes };
+        let payload_bytes = if command == 1 { length_bytes } else { 0 };
+        let request =
+            Request { flags, command, cookie, offset_bytes, length_bytes, payload_bytes };
         prop_assert_eq!(Request::decode(&request.encode().unwrap()), Ok(request));
+        let payload_bytes = if flags & 32 == 0 { 0 } else { length_bytes << 32 };
+        let extended = Request { length_bytes: length_bytes << 32, payload_bytes, ..request };
+        prop_assert_eq!(Request::decode_extended(&extended.encode_extended()), Ok(extended));
     }
 
     #[test]
@@ -95,8 +100,14 @@ proptest! {
 
 #[test]
 fn a_length_beyond_32_bits_is_not_encoded_as_something_else() {
-    let request =
-        Request { flags: 0, command: 0, cookie: 0, offset_bytes: 0, length_bytes: 1 << 32 };
+    let request = Request {
+        flags: 0,
+        command: 0,
+        cookie: 0,
+        offset_bytes: 0,
+        length_bytes: 1 << 32,
+        payload_bytes: 0,
+    };
     assert!(request.encode().is_err());
 }
 

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, not their helpers")]
 
+mod chunks;
 mod clients;
 mod closing;
 mod codec;
 mod common;
+mod contexts;
 mod judgement;
 mod negotiation;
 mod server;

@@ -295,6 +295,12 @@ impl Lineage {
         seat
     }
 
+    /// The number of the tree that a place is in.
+    #[must_use]
+    pub fn family(&self, id: PlaceId) -> Option<u64> {
+        Some(self.tree.place(self.tree.find(id)?).family)
+    }
+
     /// The nearest living place above.
     #[must_use]
     pub fn living_ancestor(&self, id: PlaceId) -> Option<PlaceId> {

@@ -90,6 +90,22 @@ impl Map {
         Ok(!root.maps_any(0, first, first.saturating_add(count))?)
     }
 
+    /// Tell `see` the runs of `from..to`, first block and count, in order, until it breaks.
+    ///
+    /// # Errors
+    /// `Missing`; what lies before it was told.
+    pub fn runs(
+        &self,
+        from: u64,
+        to: u64,
+        see: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<(), Missing> {
+        finish(self.visit(from, to, &mut |first, count, _| match see(first, count) {
+            ControlFlow::Continue(()) => ControlFlow::Continue(()),
+            ControlFlow::Break(()) => ControlFlow::Break(None),
+        }))
+    }
+
     /// The mapped extents from block `from` on, in order.
     pub fn extents(&self, from: u64) -> Extents<'_> {
         Extents { map: self, from, ahead: Vec::new(), next: 0 }

@@ -3,6 +3,7 @@
 //! Source: NBD protocol, "Newstyle negotiation", "Option types", "Option reply types".
 
 use super::CodecError;
+use super::chunks::clip;
 use super::values::{
     FLAG_C_FIXED_NEWSTYLE, FLAG_C_NO_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE,
     INFO_DESCRIPTION, INFO_EXPORT, INFO_NAME, INIT_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC,
@@ -170,11 +171,7 @@ pub fn decode_name(bytes: &[u8]) -> Result<&str, CodecError> {
 /// The longest start of `text` that the protocol allows as a string.
 #[must_use]
 pub fn clip_text(text: &str) -> &str {
-    let mut end = text.len().min(STRING_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    clip(text, STRING_BYTES_MAX)
 }
 
 /// One reply to `option`.

@@ -1,13 +1,17 @@
 //! Messages of the transmission phase: requests and simple replies.
 //!
-//! Lengths are `u64` in memory: extended headers carry 64 bits in the same struct.
-//! Source: NBD protocol, "Request message", "Simple reply message".
+//! Source: NBD protocol, "Request message", "Simple reply message"; its extension
+//! `EXTENDED_HEADERS`.
 
 use super::CodecError;
-use super::values::{CMD_WRITE, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC};
+use super::values::{
+    CMD_FLAG_PAYLOAD_LEN, CMD_WRITE, EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC,
+};
 
-/// Length of a request before its payload.
+/// Length of a request with a 32-bit length before its payload.
 pub const REQUEST_BYTES: usize = 28;
+/// Length of a request with extended headers before its payload.
+pub const EXTENDED_REQUEST_BYTES: usize = 32;
 /// Length of a simple reply before its payload.
 pub const SIMPLE_REPLY_BYTES: usize = 16;
 
@@ -22,33 +26,51 @@ pub struct Request {
     pub cookie: u64,
     /// First byte concerned.
     pub offset_bytes: u64,
-    /// Bytes concerned.
+    /// Bytes concerned; where extended headers carry a payload, the bytes of that.
     pub length_bytes: u64,
+    /// Bytes that follow the header.
+    pub payload_bytes: u64,
 }
 
 impl Request {
-    /// Decode the header of a request.
+    /// Decode the header of a request with a 32-bit length.
     ///
     /// # Errors
     /// `Magic` when the stream is out of step.
     pub fn decode(bytes: &[u8; REQUEST_BYTES]) -> Result<Self, CodecError> {
-        let found = be_u32(bytes, 0);
-        if found != REQUEST_MAGIC {
-            return Err(CodecError::Magic {
-                found: u64::from(found),
-                expected: u64::from(REQUEST_MAGIC),
-            });
-        }
-        Ok(Request {
+        expect_magic(be_u32(bytes, 0), REQUEST_MAGIC)?;
+        let length_bytes = u64::from(be_u32(bytes, 24));
+        let mut request = Request::decode_start(bytes, length_bytes);
+        request.payload_bytes = if request.command == CMD_WRITE { length_bytes } else { 0 };
+        Ok(request)
+    }
+
+    /// Decode the header of a request with extended headers.
+    ///
+    /// # Errors
+    /// `Magic` when the stream is out of step.
+    pub fn decode_extended(bytes: &[u8; EXTENDED_REQUEST_BYTES]) -> Result<Self, CodecError> {
+        expect_magic(be_u32(bytes, 0), EXTENDED_REQUEST_MAGIC)?;
+        let length_bytes = be_u64(bytes, 24);
+        let mut request = Request::decode_start(bytes, length_bytes);
+        let carries = request.flags & CMD_FLAG_PAYLOAD_LEN != 0;
+        request.payload_bytes = if carries { length_bytes } else { 0 };
+        Ok(request)
+    }
+
+    /// What both kinds of header have in the same places.
+    fn decode_start<const N: usize>(bytes: &[u8; N], length_bytes: u64) -> Self {
+        Request {
             flags: u16::from_be_bytes([bytes[4], bytes[5]]),
             command: u16::from_be_bytes([bytes[6], bytes[7]]),
             cookie: be_u64(bytes, 8),
             offset_bytes: be_u64(bytes, 16),
-            length_bytes: u64::from(be_u32(bytes, 24)),
-        })
+            length_bytes,
+            payload_bytes: 0,
+        }
     }
 
-    /// Encode as a client does.
+    /// Encode as a client does, with a 32-bit length.
     ///
     /// # Errors
     /// `Length` when the length needs extended headers.
@@ -56,19 +78,26 @@ impl Request {
         let length = u32::try_from(self.length_bytes)
             .map_err(|_| CodecError::Length { length_bytes: self.length_bytes })?;
         let mut bytes = [0; REQUEST_BYTES];
-        bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
-        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        bytes[16..24].copy_from_slice(&self.offset_bytes.to_be_bytes());
+        self.encode_start(&mut bytes, REQUEST_MAGIC);
         bytes[24..].copy_from_slice(&length.to_be_bytes());
         Ok(bytes)
     }
 
-    /// Bytes that follow the header: only a write has any.
+    /// Encode as a client does, with extended headers.
     #[must_use]
-    pub fn payload_bytes(&self) -> u64 {
-        if self.command == CMD_WRITE { self.length_bytes } else { 0 }
+    pub fn encode_extended(&self) -> [u8; EXTENDED_REQUEST_BYTES] {
+        let mut bytes = [0; EXTENDED_REQUEST_BYTES];
+        self.encode_start(&mut bytes, EXTENDED_REQUEST_MAGIC);
+        bytes[24..].copy_from_slice(&self.length_bytes.to_be_bytes());
+        bytes
+    }
+
+    fn encode_start(&self, bytes: &mut [u8], magic: u32) {
+        bytes[..4].copy_from_slice(&magic.to_be_bytes());
+        bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        bytes[6..8].copy_from_slice(&self.command.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.offset_bytes.to_be_bytes());
     }
 }
 
@@ -97,15 +126,16 @@ impl SimpleReply {
     /// # Errors
     /// `Magic` when the stream is out of step.
     pub fn decode(bytes: &[u8; SIMPLE_REPLY_BYTES]) -> Result<Self, CodecError> {
-        let found = be_u32(bytes, 0);
-        if found != SIMPLE_REPLY_MAGIC {
-            return Err(CodecError::Magic {
-                found: u64::from(found),
-                expected: u64::from(SIMPLE_REPLY_MAGIC),
-            });
-        }
+        expect_magic(be_u32(bytes, 0), SIMPLE_REPLY_MAGIC)?;
         Ok(SimpleReply { error: be_u32(bytes, 4), cookie: be_u64(bytes, 8) })
     }
+}
+
+fn expect_magic(found: u32, expected: u32) -> Result<(), CodecError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(CodecError::Magic { found: u64::from(found), expected: u64::from(expected) })
 }
 
 fn be_u32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {

@@ -2,16 +2,22 @@
 //!
 //! Pure: no I/O, no state, no panic on any bytes. All integers on the wire are big-endian.
 
+mod chunks;
+mod contexts;
 mod handshake;
 mod messages;
 pub mod values;
 
+pub use chunks::{ChunkStyle, Chunks, ERROR_TEXT_BYTES_MAX, ReplyStyle};
+pub use contexts::{ContextRequest, StatusPayload, meta_context};
 pub use handshake::{
     ClientFlags, GREETING_BYTES, InfoRequest, OPTION_HEADER_BYTES, OptionHeader, WantedInfos,
     clip_text, decode_name, greeting, info_block_size, info_export, info_text, option_reply,
     server_entry,
 };
-pub use messages::{REQUEST_BYTES, Request, SIMPLE_REPLY_BYTES, SimpleReply};
+pub use messages::{
+    EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request, SIMPLE_REPLY_BYTES, SimpleReply,
+};
 
 use thiserror::Error;
 

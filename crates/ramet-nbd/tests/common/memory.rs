@@ -1,7 +1,7 @@
 //! A block device and a namespace in memory, with gates to hold calls up and errors to order.
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use ramet_engine::{BlockDevice, EngineError, Export, Exports, Kind};
+use ramet_engine::{BlockDevice, Changes, EngineError, Export, Exports, ExtentSink, Kind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,6 +52,8 @@ pub struct MemoryDevice {
     failure: Mutex<Option<Kind>>,
     /// Every write waits here.
     pub write_gate: Gate,
+    /// Reads of the block that this byte lies in fail as damaged.
+    pub damaged_offset_bytes: Mutex<Option<u64>>,
     /// A read of this offset panics.
     pub panic_offset_bytes: Mutex<Option<u64>>,
     /// Calls that changed something and returned.
@@ -118,8 +120,29 @@ impl BlockDevice for MemoryDevice {
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError> {
         self.check()?;
         assert_ne!(*self.panic_offset_bytes.lock(), Some(offset_bytes), "the test ordered it");
+        let end = offset_bytes + bytes_of(buffer.len());
+        if let Some(damaged) = *self.damaged_offset_bytes.lock() {
+            let block = damaged / BLOCK_BYTES * BLOCK_BYTES;
+            if offset_bytes < block + BLOCK_BYTES && block < end {
+                return Err(EngineError::new(Kind::Corrupt, "damaged", "segment 7 at slot 3"));
+            }
+        }
         let start = index_of(offset_bytes);
         buffer.copy_from_slice(&self.bytes.read()[start..start + buffer.len()]);
+        Ok(())
+    }
+
+    fn extents(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        sink: &mut ExtentSink<'_>,
+    ) -> Result<(), EngineError> {
+        if let Some(kind) = *self.failure.lock() {
+            return Err(EngineError::new(kind, "ordered", "the test ordered it"));
+        }
+        let bytes = self.bytes.read();
+        tell(offset_bytes, length_bytes, sink, |block| bytes[block].iter().any(|byte| *byte != 0));
         Ok(())
     }
 
@@ -145,6 +168,34 @@ impl BlockDevice for MemoryDevice {
         self.check()?;
         self.syncs_count.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+}
+
+/// A block of zeros is a hole.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Tell extents block by block, joined where they are marked alike.
+fn tell(
+    offset_bytes: u64,
+    length_bytes: u64,
+    sink: &mut ExtentSink<'_>,
+    marked: impl Fn(std::ops::Range<usize>) -> bool,
+) {
+    let end = offset_bytes + length_bytes;
+    let (mut at, mut open) = (offset_bytes, None);
+    while at < end {
+        let next = (at / BLOCK_BYTES * BLOCK_BYTES + BLOCK_BYTES).min(end);
+        let is = marked(index_of(at)..index_of(next));
+        open = match open {
+            Some((length, before)) if before == is => Some((length + next - at, is)),
+            Some((length, before)) if sink(length, before).is_break() => return,
+            Some(_) | None => Some((next - at, is)),
+        };
+        at = next;
+    }
+    if let Some((length, is)) = open {
+        // It was the last one anyway.
+        let _ = sink(length, is);
     }
 }
 
@@ -203,11 +254,80 @@ impl Exports for MemoryExports {
         let Some((object, device)) = found else {
             return Err(EngineError::new(Kind::NotFound, "not_found", "no such export"));
         };
-        *self.attached.count.lock() += 1;
+        self.attached.enter();
         let attached = Arc::clone(&self.attached);
         let device: Arc<dyn BlockDevice> = Arc::new(AttachedDevice { device, attached });
         self.open_gate.pass();
         Ok((Export { name: name.to_owned(), object }, device))
+    }
+
+    fn bases(&self, object: u64) -> Vec<Export> {
+        let devices = self.devices.lock();
+        let snapshots = devices.iter().filter(|(_, (id, it))| it.read_only && *id != object);
+        snapshots
+            .map(|(name, (object, _))| Export { name: name.clone(), object: *object })
+            .collect()
+    }
+
+    fn open_changes(
+        &self,
+        object: u64,
+        base: &str,
+    ) -> Result<(Export, Arc<dyn Changes>), EngineError> {
+        let found = self.bases(object).into_iter().find(|it| it.name == base);
+        let Some(export) = found else {
+            return Err(EngineError::new(Kind::NotFound, "not_found", "no such snapshot"));
+        };
+        let devices = self.devices.lock();
+        let by_id = |object| {
+            let found = devices.values().find(|(id, _)| *id == object);
+            Arc::clone(&found.expect("was found or is attached").1)
+        };
+        let (before, after) = (by_id(export.object), by_id(object));
+        self.attached.enter();
+        let attached = Arc::clone(&self.attached);
+        Ok((export, Arc::new(Differs { before, after, attached })))
+    }
+}
+
+/// What differs between two devices.
+struct Differs {
+    before: Arc<MemoryDevice>,
+    after: Arc<MemoryDevice>,
+    attached: Arc<Attached>,
+}
+
+impl Drop for Differs {
+    fn drop(&mut self) {
+        self.attached.leave();
+    }
+}
+
+impl Changes for Differs {
+    fn extents(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        sink: &mut ExtentSink<'_>,
+    ) -> Result<(), EngineError> {
+        let (before, after) = (self.before.bytes.read(), self.after.bytes.read());
+        tell(offset_bytes, length_bytes, sink, |block| {
+            let after = &after[block.clone()];
+            before.get(block).map_or(after.iter().any(|byte| *byte != 0), |bytes| bytes != after)
+        });
+        Ok(())
+    }
+}
+
+impl Attached {
+    fn enter(&self) {
+        *self.count.lock() += 1;
+        self.changed.notify_all();
+    }
+
+    fn leave(&self) {
+        *self.count.lock() -= 1;
+        self.changed.notify_all();
     }
 }
 
@@ -219,8 +339,7 @@ struct AttachedDevice {
 
 impl Drop for AttachedDevice {
     fn drop(&mut self) {
-        *self.attached.count.lock() -= 1;
-        self.attached.changed.notify_all();
+        self.attached.leave();
     }
 }
 
@@ -235,6 +354,15 @@ impl BlockDevice for AttachedDevice {
 
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError> {
         self.device.read(offset_bytes, buffer)
+    }
+
+    fn extents(
+        &self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        sink: &mut ExtentSink<'_>,
+    ) -> Result<(), EngineError> {
+        self.device.extents(offset_bytes, length_bytes, sink)
     }
 
     fn write(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<(), EngineError> {

@@ -77,4 +77,25 @@ impl Served {
         client.go(export);
         client
     }
+
+    /// A client in transmission with `export`, by structured replies, with these contexts.
+    pub fn attach_structured(&self, export: &str, contexts: &[&str]) -> raw::Client {
+        self.attach_with(raw::STRUCTURED_REPLY, export, contexts)
+    }
+
+    /// The same with extended headers.
+    pub fn attach_extended(&self, export: &str, contexts: &[&str]) -> raw::Client {
+        self.attach_with(raw::EXTENDED_HEADERS, export, contexts)
+    }
+
+    fn attach_with(&self, option: u32, export: &str, contexts: &[&str]) -> raw::Client {
+        let mut client = self.connect();
+        client.greet(3);
+        assert_eq!(client.option(option, b""), raw::ACK);
+        if !contexts.is_empty() {
+            assert_eq!(client.set_contexts(export, contexts).len(), contexts.len());
+        }
+        client.go(export);
+        client
+    }
 }

@@ -34,6 +34,29 @@ pub const FLUSH: u16 = 3;
 pub const TRIM: u16 = 4;
 pub const CACHE: u16 = 5;
 pub const WRITE_ZEROES: u16 = 6;
+pub const BLOCK_STATUS: u16 = 7;
+
+pub const STRUCTURED_REPLY: u32 = 8;
+pub const LIST_META_CONTEXT: u32 = 9;
+pub const SET_META_CONTEXT: u32 = 10;
+pub const EXTENDED_HEADERS: u32 = 11;
+pub const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
+
+pub const DATA: u16 = 1;
+pub const HOLE: u16 = 2;
+pub const STATUS: u16 = 5;
+pub const STATUS_EXT: u16 = 6;
+pub const ERROR: u16 = 0x8001;
+pub const ERROR_OFFSET: u16 = 0x8002;
+
+/// A chunk of a structured or extended reply.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub done: bool,
+    pub kind: u16,
+    pub cookie: u64,
+    pub payload: Vec<u8>,
+}
 
 impl Client {
     pub fn connect(socket: &Path) -> Self {
@@ -111,6 +134,75 @@ impl Client {
         self.send(&request(flags, command, cookie, range));
     }
 
+    /// One chunk of a structured reply.
+    pub fn chunk(&mut self) -> Chunk {
+        let header = self.receive(20);
+        assert_eq!(header[..4], [0x66, 0x8e, 0x33, 0xef]);
+        self.rest_of_chunk(&header, u64::from(be_u32(&header[16..])))
+    }
+
+    /// One chunk of an extended reply to a request at `offset_bytes`.
+    pub fn extended_chunk(&mut self, offset_bytes: u64) -> Chunk {
+        let header = self.receive(32);
+        assert_eq!(header[..4], [0x6e, 0x8a, 0x27, 0x8c]);
+        assert_eq!(be_u64(&header[16..]), offset_bytes, "the offset of the request comes back");
+        self.rest_of_chunk(&header, be_u64(&header[24..]))
+    }
+
+    fn rest_of_chunk(&mut self, header: &[u8], length_bytes: u64) -> Chunk {
+        assert!(header[4..6] == [0, 0] || header[4..6] == [0, 1], "flags {:?}", &header[4..6]);
+        let payload = self.receive(usize::try_from(length_bytes).unwrap());
+        let kind = u16::from_be_bytes([header[6], header[7]]);
+        Chunk { done: header[5] == 1, kind, cookie: be_u64(&header[8..]), payload }
+    }
+
+    /// All chunks of the next structured reply.
+    pub fn chunks(&mut self) -> Vec<Chunk> {
+        let mut chunks = vec![self.chunk()];
+        while !chunks[chunks.len() - 1].done {
+            chunks.push(self.chunk());
+        }
+        chunks
+    }
+
+    /// Send an extended request.
+    pub fn send_extended(&mut self, flags: u16, command: u16, cookie: u64, range: (u64, u64)) {
+        let mut bytes = vec![0x21, 0xe4, 0x1c, 0x71];
+        bytes.extend(flags.to_be_bytes());
+        bytes.extend(command.to_be_bytes());
+        bytes.extend(cookie.to_be_bytes());
+        bytes.extend(range.0.to_be_bytes());
+        bytes.extend(range.1.to_be_bytes());
+        self.send(&bytes);
+    }
+
+    /// Send an extended request and take the error of its one chunk; 0 where it is done.
+    pub fn ask_extended(&mut self, flags: u16, command: u16, range: (u64, u64)) -> u32 {
+        self.send_extended(flags, command, 77, range);
+        error_of(&self.extended_chunk(range.0))
+    }
+
+    /// Choose metadata contexts of `export`. Result: ids and names.
+    pub fn set_contexts(&mut self, export: &str, queries: &[&str]) -> Vec<(u32, String)> {
+        self.contexts(SET_META_CONTEXT, export, queries)
+    }
+
+    /// Ask for metadata contexts by either option. Result: ids and names.
+    pub fn contexts(&mut self, option: u32, export: &str, queries: &[&str]) -> Vec<(u32, String)> {
+        self.send_option(option, &context_data(export, queries));
+        let mut contexts = Vec::new();
+        loop {
+            let reply = self.option_reply();
+            assert_eq!(reply.option, option);
+            if reply.reply == ACK {
+                return contexts;
+            }
+            assert_eq!(reply.reply, 4, "{:?}", String::from_utf8_lossy(&reply.data));
+            let name = String::from_utf8(reply.data[4..].to_vec()).unwrap();
+            contexts.push((be_u32(&reply.data), name));
+        }
+    }
+
     /// A reply without payload: its error and its cookie.
     pub fn reply(&mut self) -> (u32, u64) {
         let bytes = self.receive(16);
@@ -162,4 +254,34 @@ pub fn info_data(export: &str, infos: &[u16]) -> Vec<u8> {
         data.extend(info.to_be_bytes());
     }
     data
+}
+
+/// The error that a chunk tells; 0 where it tells that the request is done.
+pub fn error_of(chunk: &Chunk) -> u32 {
+    assert!(chunk.done);
+    match chunk.kind {
+        0 => 0,
+        ERROR | ERROR_OFFSET => be_u32(&chunk.payload),
+        other => panic!("a chunk of type {other}"),
+    }
+}
+
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT.
+pub fn context_data(export: &str, queries: &[&str]) -> Vec<u8> {
+    let mut data = u32::try_from(export.len()).unwrap().to_be_bytes().to_vec();
+    data.extend(export.as_bytes());
+    data.extend(u32::try_from(queries.len()).unwrap().to_be_bytes());
+    for query in queries {
+        data.extend(u32::try_from(query.len()).unwrap().to_be_bytes());
+        data.extend(query.as_bytes());
+    }
+    data
+}
+
+pub fn be_u32(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes(bytes[..4].try_into().unwrap())
+}
+
+pub fn be_u64(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes[..8].try_into().unwrap())
 }
