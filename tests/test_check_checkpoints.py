@@ -8,6 +8,7 @@ import pytest
 
 import ramet
 from ramet.audit.check import check, check_beside
+from ramet.audit.checksums import node_crc, page_crc
 from ramet.audit.files import PoolFile, PoolFiles
 from ramet.audit.structures import MalformedError
 
@@ -92,3 +93,38 @@ def test_tables_that_a_checkpoint_took_away_are_looked_for_again(
     assert turns
     assert report.clean, [it.text for it in report.findings]
     assert report.counts["volumes_count"] == 2
+
+
+def test_a_map_that_names_another_blocks_slot_is_found_with_its_object(pool_path: Path) -> None:
+    """All checksums are right: only what the log says of the slot speaks against it."""
+    with ramet.open(pool_path, create=True) as pool:
+        pool.create_volume("db", "64MiB").write(0, b"1" * BLOCK_BYTES + b"2" * BLOCK_BYTES)
+        pool.volume("db").trim(BLOCK_BYTES, BLOCK_BYTES)
+    superblock = bytearray((pool_path / "superblock").read_bytes())
+    seed = struct.unpack_from("<Q", (pool_path / "pool").read_bytes(), 40)[0]
+    numbers = [struct.unpack_from("<Q", superblock, at + 24)[0] for at in (0, BLOCK_BYTES)]
+    slot = numbers.index(max(numbers)) * BLOCK_BYTES
+    roots = range(slot + 256, slot + 256 + 56 * superblock[slot + 20], 56)
+    root = next(at + 8 for at in roots if superblock[at] == OBJECTS_ROOT)
+    address, _, length = struct.unpack_from("<QQI", superblock, root)
+    file = pool_path / "nodes" / f"{address >> 16:012x}.map"
+    content = bytearray(file.read_bytes())
+    start = (address & 0xFFFF) * UNIT_BYTES
+    objects = content[start : start + length]
+    # The field MAP: a reference to the leaf, which has one run: start, length, locator.
+    at = objects.find(struct.pack("<HHI", 40, 0, 41)) + 8
+    leaf_address, _, leaf_length = struct.unpack_from("<QQI", objects, at)
+    leaf_start = (leaf_address & 0xFFFF) * UNIT_BYTES
+    leaf = content[leaf_start : leaf_start + leaf_length]
+    (locator,) = struct.unpack_from("<Q", leaf, 20)
+    struct.pack_into("<Q", leaf, 20, locator + 1)
+    content[leaf_start : leaf_start + leaf_length] = leaf
+    struct.pack_into("<I", objects, at + 20, node_crc(seed, leaf_address, bytes(leaf)))
+    content[start : start + length] = objects
+    struct.pack_into("<I", superblock, root + 20, node_crc(seed, address, bytes(objects)))
+    page = bytes(superblock[slot : slot + BLOCK_BYTES])
+    struct.pack_into("<I", superblock, slot + 16, page_crc(page, 16, seed, 0))
+    file.write_bytes(content)
+    (pool_path / "superblock").write_bytes(superblock)
+    finding = next(it for it in check(pool_path).findings if it.code == "slot_differs")
+    assert [(it.name, it.offset_bytes) for it in finding.holders] == [("db", 0)]
