@@ -203,3 +203,34 @@ def test_what_is_no_pool_is_not_found(tmp_path: Path) -> None:
         check(tmp_path / "nothing")
     with pytest.raises(NotFoundError):
         check(tmp_path)
+
+
+def test_a_pool_that_gave_space_back_is_clean_and_its_blocks_are_verified(
+    pool_path: Path,
+) -> None:
+    generator = random.Random(6)
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        volume = pool.create_volume("a", "16MiB")
+        volume.write(0, generator.randbytes(1000 * BLOCK_BYTES))
+        volume.snapshot("s")
+        for block in range(0, 900, 3):
+            volume.write(block * BLOCK_BYTES, generator.randbytes(BLOCK_BYTES))
+        pool.delete("s")
+        pool.reclaim(everything=True)
+        volume.write(0, b"tail")
+    report = assert_clean(pool_path)
+    assert report.counts["blocks_count"] >= 1000
+    with ramet.open(pool_path, read_only=True) as pool:
+        content = pool.get("a").read(0, 1000 * BLOCK_BYTES)
+    name = min((pool_path / "segments").iterdir())
+    damaged = bytearray(name.read_bytes())
+    # A block that lives, in a segment of which others were given back.
+    at = damaged.find(content[BLOCK_BYTES : 2 * BLOCK_BYTES])
+    assert at > 0
+    assert not any(damaged[at - BLOCK_BYTES : at])
+    damaged[at + 77] ^= 8
+    name.write_bytes(damaged)
+    report = check(pool_path)
+    assert [finding.code for finding in report.findings] == ["block_checksum"]
+    assert report.findings[0].holders[0].offset_bytes == BLOCK_BYTES
+    assert check(pool_path, quick=True).clean

@@ -125,6 +125,8 @@ class Sweep:
 
 def last_batch_at(segment: bytes) -> int:
     """Where the batch of the mark begins, behind which nothing else was durable."""
+    if segment[BLOCK_BYTES : BLOCK_BYTES + 4] != b"RBAT":
+        return BLOCK_BYTES  # It was only prepared.
     at = segment.find(MARK[:200])
     return at - BLOCK_BYTES if at >= 0 else len(segment)
 

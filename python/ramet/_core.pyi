@@ -106,6 +106,13 @@ class Pool:
     @property
     def poisoned_reason(self) -> str:
         """The failure after which writes are refused; empty: none."""
+
+    def reclaim(self, everything: bool, time_ms: int) -> tuple[int, int, int, bool]:
+        """Give back what is dead. Result: bytes given back, bytes and places that wait, done."""
+
+    def frees(self, names: list[str]) -> int:
+        """Say how many bytes deleting these objects would free."""
+
     def stats(self) -> dict[str, int | str | bool]: ...
     def list(self) -> builtins.list[Object]:
         """All volumes and snapshots, sorted by name."""

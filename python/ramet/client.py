@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
-from ramet.records import Diff, ObjectRecord
+from ramet.records import Diff, ObjectRecord, Reclaimed
 from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
 
@@ -137,6 +137,16 @@ class Client:
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """See `Verbs`."""
         return self._made("/v0/deletes", {"names": names, "force": force})
+
+    def frees(self, names: list[str]) -> int:
+        """See `Verbs`."""
+        answer = self._ask("POST", "/v0/deletes", {"names": names, "dry_run": True})
+        return int(answer["freed_bytes"])
+
+    def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
+        """See `Verbs`."""
+        body = {"everything": everything, "seconds": seconds}
+        return Reclaimed(**self._ask("POST", "/v0/reclaims", body))
 
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""

@@ -137,6 +137,23 @@ class LossReport(NamedTuple):
         return cls(**{**told, "objects": objects, "commands": commands})
 
 
+class Reclaimed(NamedTuple):
+    """How far giving back dead space is."""
+
+    given_back_bytes: int
+    """Bytes that came back to the file system by this call."""
+    waiting_bytes: int
+    """Bytes that are dead and still there."""
+    dying_count: int
+    """Deleted objects and other places whose blocks are still being looked at."""
+    is_done: bool
+    """Whether all was done that could be; False where the time was up."""
+
+    def to_json(self) -> dict[str, int | bool]:
+        """Give it as a dictionary that `json.dumps` takes."""
+        return self._asdict()
+
+
 class Extent(NamedTuple):
     """A range in which two objects differ."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
-from ramet.records import Diff, ObjectRecord
+from ramet.records import Diff, ObjectRecord, Reclaimed
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ class Verbs(Protocol):
 
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """End objects."""
+
+    def frees(self, names: list[str]) -> int:
+        """Say how many bytes deleting objects would free."""
+
+    def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
+        """Give back what is dead, for a while."""
 
     def diff(self, before: str, after: str) -> Diff:
         """Say what differs between two objects."""
@@ -181,6 +187,14 @@ class PoolVerbs:
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """See `Verbs`."""
         return [Made(item.name, item.uuid) for item in self.pool.delete(names, force=force)]
+
+    def frees(self, names: list[str]) -> int:
+        """See `Verbs`."""
+        return self.pool.frees(names)
+
+    def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
+        """See `Verbs`."""
+        return self.pool.reclaim(everything=everything, seconds=seconds)
 
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""

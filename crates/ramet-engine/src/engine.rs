@@ -4,14 +4,15 @@
 //! Calls the log; called by front ends and the binding. Invariant: the table shows durable objects
 //! only.
 
-use crate::checkpoint::Checkpoints;
 use crate::checkpoint::load::{self, Reached, remove_orphans};
+use crate::checkpoint::{Aim, Checkpoints};
 use crate::command::Prepared;
 use crate::head::{Heads, InGate};
 use crate::loss::{Acceptance, LossReport};
 use crate::map::{Extent, LEAF_BLOCKS};
 use crate::nodes::{NodeFiles, Nodes};
-use crate::object::{Changed, Object, ObjectInfo, ObjectKind, Table};
+use crate::object::{Changed, Object, ObjectInfo, Table};
+use crate::reclaim::Reclaim;
 use crate::record::Record;
 use crate::space::Space;
 use crate::volume::{Replayer, VolumeDevice};
@@ -48,6 +49,7 @@ pub struct Engine {
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) changed: Changed,
     pub(crate) checkpoints: Mutex<Checkpoints>,
+    pub(crate) reclaim: Reclaim,
     pub(crate) settings: Settings,
     pub(crate) counters: EngineCounters,
 }
@@ -82,6 +84,8 @@ pub(crate) struct EngineCounters {
     pub(crate) checkpoints: AtomicU64,
     /// The last sequence that the last checkpoint shows.
     pub(crate) checkpointed: AtomicU64,
+    /// Units of node files in use.
+    pub(crate) node_units: AtomicU64,
 }
 
 /// What commands need one after the other.
@@ -110,59 +114,6 @@ impl Commands {
         assert!(position > self.last, "commands pass the gate in order");
         self.last = position;
     }
-}
-
-/// How a pool is doing.
-#[derive(Clone, Debug)]
-pub struct Stats {
-    /// Volumes and snapshots.
-    pub volumes_count: u64,
-    /// See `volumes_count`.
-    pub snapshots_count: u64,
-    /// Sum over all objects of what they map: what full copies would take.
-    pub mapped_bytes: u64,
-    /// Segment files.
-    pub segments_count: u64,
-    /// Bytes of blocks that nobody holds any more.
-    pub dead_bytes: u64,
-    /// Places that wait to be walked.
-    pub dying_count: u64,
-    /// Batches made durable and begun.
-    pub durable_sequence: u64,
-    /// See `durable_sequence`.
-    pub appended_sequence: u64,
-    /// Log bytes that wait in memory.
-    pub staged_bytes: u64,
-    /// Syncs, bytes written, segments sealed since opening; batches replayed by it.
-    pub syncs_count: u64,
-    /// See `syncs_count`.
-    pub written_bytes: u64,
-    /// See `syncs_count`.
-    pub sealed_count: u64,
-    /// See `syncs_count`.
-    pub replayed_count: u64,
-    /// Checkpoints written since opening.
-    pub checkpoints_count: u64,
-    /// Map nodes loaded, taken out of memory, written since opening.
-    pub nodes_loaded_count: u64,
-    /// See `nodes_loaded_count`.
-    pub nodes_evicted_count: u64,
-    /// See `nodes_loaded_count`.
-    pub nodes_written_count: u64,
-    /// Memory that nodes take which are on disk too, and those which are not yet.
-    pub nodes_clean_bytes: u64,
-    /// See `nodes_clean_bytes`.
-    pub nodes_dirty_bytes: u64,
-    /// How long commands closed the gate: the last, the longest.
-    pub gate_closed_ns_last: u64,
-    /// See `gate_closed_ns_last`.
-    pub gate_closed_ns_max: u64,
-    /// Bytes free on the medium, and in all.
-    pub space_free_bytes: u64,
-    /// See `space_free_bytes`.
-    pub space_bytes: u64,
-    /// The failure after which writes are refused; empty: none.
-    pub poisoned: String,
 }
 
 impl Engine {
@@ -263,8 +214,9 @@ impl Engine {
             remove_orphans(&log, &[&opened.reached, older]);
         }
         let log_uuid = Uuid::from_bytes(log.uuid());
-        let Reached { roots, table_files, .. } = opened.reached;
-        let checkpoints = Checkpoints::new(table_nodes, roots, opened.cut, table_files);
+        let Reached { roots, table_files, node_files } = opened.reached;
+        let node_units = node_files.values().map(|units| u64::from(*units)).sum();
+        let checkpoints = Checkpoints::new(table_nodes, roots, opened.cut, table_files, node_files);
         let engine = Engine {
             log,
             log_uuid,
@@ -276,9 +228,11 @@ impl Engine {
             nodes,
             changed: opened.changed,
             checkpoints: Mutex::new(checkpoints),
+            reclaim: Reclaim::default(),
             settings,
             counters: EngineCounters {
                 checkpointed: AtomicU64::new(opened.cut.sequence.0),
+                node_units: AtomicU64::new(node_units),
                 ..EngineCounters::default()
             },
         };
@@ -374,8 +328,10 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where the last writes fail; the lock is given back all the same.
     pub fn close(&self) -> Result<(), EngineError> {
-        // Held to the end: no checkpoint is under way when somebody else may open the pool.
+        // Held to the end: no checkpoint is under way, and nothing is given back, when somebody
+        // else may open the pool.
         let checkpoints = &mut *self.checkpoints.lock();
+        let _stepping = self.reclaim.stepping.lock();
         let writes = !self.log.read_only() && self.log.poisoned().is_none();
         let closing = if writes && self.log.check_open().is_ok() {
             self.close_writing(checkpoints)
@@ -388,56 +344,11 @@ impl Engine {
 
     fn close_writing(&self, checkpoints: &mut Checkpoints) -> Result<(), EngineError> {
         self.log.seal()?;
-        match self.write_checkpoint(checkpoints) {
+        match self.write_checkpoint(checkpoints, Aim::Usual) {
             // The log holds everything: the next opening replays more of it.
             Err(error) if error.kind == Kind::Full => Ok(self.log.note_durable()?),
             other => other.map(drop),
         }
-    }
-
-    /// How the pool is doing.
-    ///
-    /// # Errors
-    /// `Unavailable` where the medium does not say how full it is.
-    pub fn stats(&self) -> Result<Stats, EngineError> {
-        let counters = &self.log.counters;
-        let (segments, staged_bytes) = self.log.sizes();
-        let (space_free_bytes, space_bytes) =
-            self.log.store().space_bytes().map_err(ramet_log::LogError::from)?;
-        let (mut volumes_count, mut mapped_bytes) = (0, 0u64);
-        let table = self.table.read();
-        for object in table.all() {
-            volumes_count += u64::from(object.kind() == ObjectKind::Volume);
-            mapped_bytes =
-                mapped_bytes.saturating_add(object.head.map().mapped() * BLOCK_BYTES_U64);
-        }
-        let (dead_blocks, dying_count) = self.space.figures();
-        Ok(Stats {
-            volumes_count,
-            snapshots_count: table.count() as u64 - volumes_count,
-            mapped_bytes,
-            segments_count: segments as u64,
-            dead_bytes: dead_blocks * BLOCK_BYTES_U64,
-            dying_count,
-            durable_sequence: self.log.durable().0,
-            appended_sequence: self.log.appended().0,
-            staged_bytes,
-            syncs_count: counters.syncs.load(Ordering::Relaxed),
-            written_bytes: counters.written_bytes.load(Ordering::Relaxed),
-            sealed_count: counters.sealed.load(Ordering::Relaxed),
-            replayed_count: counters.replayed.load(Ordering::Relaxed),
-            checkpoints_count: self.counters.checkpoints.load(Ordering::Relaxed),
-            nodes_loaded_count: self.nodes.counters.loaded.load(Ordering::Relaxed),
-            nodes_evicted_count: self.nodes.counters.evicted.load(Ordering::Relaxed),
-            nodes_written_count: self.nodes.counters.written.load(Ordering::Relaxed),
-            nodes_clean_bytes: self.nodes.resident_bytes(),
-            nodes_dirty_bytes: self.nodes.dirty_bytes(),
-            gate_closed_ns_last: counters.gate_closed_ns_last.load(Ordering::Relaxed),
-            gate_closed_ns_max: counters.gate_closed_ns_max.load(Ordering::Relaxed),
-            space_free_bytes,
-            space_bytes,
-            poisoned: self.poisoned().to_string(),
-        })
     }
 
     /// What differs between two objects, as extents in bytes of the second, up to the larger size:
@@ -447,6 +358,7 @@ impl Engine {
     /// `NotFound`.
     pub fn diff(&self, before: &str, after: &str) -> Result<Vec<(u64, u64, bool)>, EngineError> {
         let (before, after) = (self.find_object(before)?, self.find_object(after)?);
+        let _pin = self.reclaim.pin();
         let maps = (before.head.map().clone(), after.head.map().clone());
         let end_bytes = before.size_bytes().max(after.size_bytes());
         let mut extents: Vec<(u64, u64, bool)> = Vec::new();

@@ -4,6 +4,7 @@
 //! was let go of before a command reaches it before the command does; what cannot be read frees
 //! nothing. Slots are only counted dead here: giving bytes back is not part of this version.
 
+use crate::EngineError;
 use crate::head::{HeadRef, Parent};
 use crate::ids::IdMap;
 use crate::lineage::{Lineage, PlaceId, PlaceImage, Shed};
@@ -11,12 +12,14 @@ use crate::map::{self, Map, Missing, Node};
 use crate::nodes::Nodes;
 use crate::object::Object;
 use parking_lot::Mutex;
-use ramet_log::{Locator, Position, SegmentEntry, SegmentId};
+use ramet_log::{Locator, Position, SegmentEntry, SegmentId, SlotSet};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Entries that may wait before a writer sees to them itself.
 const PENDING_MAX: usize = 65_536;
+/// Entries at which a writer waits for whoever is at the tree.
+const PENDING_LIMIT: usize = 16 * PENDING_MAX;
 /// Nodes that are looked at before others may take nodes out of memory again.
 const NODES_AT_ONCE: u64 = 256;
 /// What loading a node counts as, in nodes looked at.
@@ -55,7 +58,9 @@ pub(crate) struct SpaceImage {
     /// Segments that changed, or have more dead slots than before.
     pub(crate) segments: Vec<SegmentEntry>,
     /// Dead slots of each of them: how many, and which.
-    pub(crate) dead: HashMap<SegmentId, (u32, Vec<u64>)>,
+    pub(crate) dead: HashMap<SegmentId, (u32, SlotSet)>,
+    /// Those of them in which nothing lives any more: they leave the file table.
+    pub(crate) dropped: Vec<SegmentId>,
 }
 
 #[derive(Default)]
@@ -67,13 +72,23 @@ struct State {
     /// What waits for a command under way, in order.
     waiting: Vec<Pending>,
     commands_under_way: u32,
+    /// Something ended since the last checkpoint.
+    ended: bool,
+    /// Something ended since nodes were counted.
+    ended_since_count: bool,
+}
+
+/// Dead slots of one segment.
+#[derive(Clone, Default)]
+struct DeadSlots {
+    count: u32,
+    bits: SlotSet,
 }
 
 /// Dead slots of each segment.
 #[derive(Default)]
 struct Dead {
-    segments: HashMap<SegmentId, Vec<u64>>,
-    slots_count: u64,
+    segments: HashMap<SegmentId, DeadSlots>,
     /// Segments with more of them than the last checkpoint knows.
     changed: HashSet<SegmentId>,
 }
@@ -81,21 +96,23 @@ struct Dead {
 impl Dead {
     /// Marking twice is harmless.
     fn mark(&mut self, locator: Locator, count: u64) {
-        let bits = self.segments.entry(locator.segment()).or_default();
+        let DeadSlots { count: known, bits } = self.segments.entry(locator.segment()).or_default();
         for slot in u64::from(locator.slot())..u64::from(locator.slot()) + count {
             let (word, bit) = (usize::try_from(slot / 64).expect("few slots"), 1u64 << (slot % 64));
             if bits.len() <= word {
                 bits.resize(word + 1, 0);
             }
-            self.slots_count += u64::from(bits[word] & bit == 0);
-            bits[word] |= bit;
+            if bits[word] & bit == 0 {
+                bits[word] |= bit;
+                *known += 1;
+            }
         }
         self.changed.insert(locator.segment());
     }
 
-    fn image(&self, segment: SegmentId) -> (u32, Vec<u64>) {
-        let bits = self.segments.get(&segment).cloned().unwrap_or_default();
-        (bits.iter().map(|word| word.count_ones()).sum(), bits)
+    fn image(&self, segment: SegmentId) -> (u32, SlotSet) {
+        let DeadSlots { count, bits } = self.segments.get(&segment).cloned().unwrap_or_default();
+        (count, bits)
     }
 }
 
@@ -150,14 +167,13 @@ impl Space {
         &self,
         lineage: Lineage,
         heads: IdMap<PlaceId, HeadRef>,
-        dead: impl Iterator<Item = (SegmentId, Vec<u64>)>,
+        dead: impl Iterator<Item = (SegmentId, SlotSet)>,
     ) {
         let state = &mut *self.state.lock();
         (state.lineage, state.heads) = (lineage, heads);
         for (segment, bits) in dead {
-            let count: u32 = bits.iter().map(|word| word.count_ones()).sum();
-            state.dead.slots_count += u64::from(count);
-            state.dead.segments.insert(segment, bits);
+            let count = bits.iter().map(|word| word.count_ones()).sum();
+            state.dead.segments.insert(segment, DeadSlots { count, bits });
         }
     }
 
@@ -175,10 +191,61 @@ impl Space {
         assert!(state.waiting.is_empty(), "no command is under way");
         let places = state.lineage.take_changes();
         let changed = std::mem::take(&mut state.dead.changed);
+        state.ended = false;
         let segments = list(&told, &changed);
+        // A walk that is taken again may tell slots of a segment that was dropped.
+        let listed: HashSet<SegmentId> = segments.iter().map(|entry| entry.id).collect();
+        for gone in changed.difference(&listed) {
+            state.dead.segments.remove(gone);
+        }
         // As of the cut: while the state is locked nothing that was let go of after it is marked.
-        let dead = segments.iter().map(|entry| (entry.id, state.dead.image(entry.id))).collect();
-        (told, SpaceImage { places, segments, dead })
+        let dead: HashMap<SegmentId, (u32, SlotSet)> =
+            segments.iter().map(|entry| (entry.id, state.dead.image(entry.id))).collect();
+        (told, SpaceImage { places, segments, dead, dropped: Vec::new() })
+    }
+
+    /// A checkpoint without these segments is written.
+    pub(crate) fn dropped(&self, segments: &[SegmentId]) {
+        let mut state = self.state.lock();
+        for segment in segments {
+            state.dead.segments.remove(segment);
+        }
+    }
+
+    /// Whether something ended since the last checkpoint, and nothing more of it is to be found
+    /// out.
+    pub(crate) fn deaths_are_answered(&self) -> bool {
+        let state = self.caught_up();
+        state.ended && !state.lineage.has_turns()
+    }
+
+    /// How many slots of each segment are dead.
+    pub(crate) fn dead_counts(&self) -> HashMap<SegmentId, u32> {
+        let state = self.caught_up();
+        state.dead.segments.iter().map(|(id, dead)| (*id, dead.count)).collect()
+    }
+
+    /// Whether something ended since nodes were counted, and nothing more of it is to be found
+    /// out. `counting`: they are counted now.
+    pub(crate) fn deaths_since_count(&self, counting: bool) -> bool {
+        let mut state = self.caught_up();
+        let ended = state.ended_since_count && !state.lineage.has_turns();
+        state.ended_since_count &= !counting;
+        ended
+    }
+
+    /// What deleting these places would free, in blocks, whatever still waits to be answered.
+    ///
+    /// # Errors
+    /// `Corrupt` and `Unavailable` where a node cannot be read.
+    pub(crate) fn frees(&self, set: &HashSet<PlaceId>) -> Result<u64, EngineError> {
+        let state = &*self.caught_up();
+        assert_eq!(state.commands_under_way, 0, "heads are where the tree is");
+        let living = |place: PlaceId| state.heads.get(&place).map(|head| head.map().clone());
+        let mut blocks = 0;
+        let mut load = |missing: &Missing| self.nodes.load(missing);
+        state.lineage.frees(set, &living, &mut load, &mut |_, count, _| blocks += count)?;
+        Ok(blocks)
     }
 
     /// Inside the gate: what was let go of so far.
@@ -265,6 +332,7 @@ impl Space {
         map: Map,
     ) {
         let state = &mut *self.caught_up();
+        (state.ended, state.ended_since_count) = (true, true);
         state.lineage.reverted(volume.place(), place, parent, position, map);
         state.heads.remove(&volume.place());
         state.heads.insert(place, volume.head.clone());
@@ -272,6 +340,7 @@ impl Space {
 
     pub(crate) fn ended(&self, deaths: impl Iterator<Item = Death>) {
         let state = &mut *self.caught_up();
+        (state.ended, state.ended_since_count) = (true, true);
         for Death { place, map, position } in deaths {
             state.lineage.ended(place, position, map);
             state.heads.remove(&place);
@@ -293,31 +362,42 @@ impl Space {
         self.state.lock().lineage.living_ancestor(place)
     }
 
-    /// Dead slots, and places that wait.
-    pub(crate) fn figures(&self) -> (u64, u64) {
-        let state = self.caught_up();
-        (state.dead.slots_count, state.lineage.counts().1 as u64)
+    /// Places that wait to be answered.
+    pub(crate) fn dying_count(&self) -> u64 {
+        self.caught_up().lineage.counts().1 as u64
     }
 
     /// Called by writers after the gate: keep the list short.
     pub(crate) fn relieve(&self) {
-        if self.pending.lock().len() > PENDING_MAX {
+        let waiting = self.pending.lock().len();
+        if waiting > PENDING_LIMIT {
             drop(self.caught_up());
+        } else if waiting > PENDING_MAX
+            // A dry run may have it for a while: the next writer tries again.
+            && let Some(mut state) = self.state.try_lock()
+        {
+            let fresh = std::mem::take(&mut *self.pending.lock());
+            self.take_in(&mut state, fresh);
         }
     }
 
     /// Answer some of what is dying. Result: whether more waits.
     pub(crate) fn step(&self, budget: u64) -> bool {
         let mut spent = 0;
+        let mut unread: Option<Missing> = None;
         while spent < budget {
             match self.answer(budget - spent) {
                 Ok(0) => return self.state.lock().lineage.has_turns(),
                 Ok(cost) => spent += cost,
                 Err(missing) => {
                     spent += LOAD_COST;
-                    if self.nodes.load(&missing).is_err() {
+                    let again = unread.take().is_some_and(|node| node.is(&missing));
+                    match self.nodes.load(&missing) {
+                        Ok(()) => {}
                         // Fail closed: nothing of this walk is freed.
-                        self.state.lock().lineage.give_up_turn();
+                        Err(_) if again => self.state.lock().lineage.give_up_turn(),
+                        // It may have been replaced meanwhile, and given back.
+                        Err(_) => unread = Some(missing),
                     }
                 }
             }
@@ -376,6 +456,7 @@ impl Space {
                     while let Some(Pending::Detached { first, piece, .. }) = all.next_if(same) {
                         pieces.push((first, piece));
                     }
+                    (state.ended, state.ended_since_count) = (true, true);
                     state.lineage.detached(place, parent, position, pieces);
                 }
             }

@@ -97,30 +97,48 @@ impl VolumeDevice {
     fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
         let count = (buffer.len() / BLOCK_BYTES) as u64;
         EXTENTS.with_borrow_mut(|extents| {
-            self.engine.nodes.with(|| {
-                extents.clear();
-                self.object.head.map().lookup(first, count, extents)
-            })?;
-            // A deleted object's map is taken away inside the gate after it is marked: checked
-            // after the look-up, holes of a map that is gone are never served.
-            self.check_living()?;
-            let mut rest = buffer;
-            for extent in extents.iter() {
-                let length =
-                    usize::try_from(extent.count).expect("bounded by the buffer") * BLOCK_BYTES;
-                let (part, after) = rest.split_at_mut(length);
-                match extent.locator {
-                    Some(locator) => self
-                        .engine
-                        .log
-                        .read(locator, extent.first, part)
-                        .map_err(|error| self.name_block(error.into(), extent.first))?,
-                    None => part.fill(0),
+            loop {
+                self.look_up(first, count, extents)?;
+                let Err(error) = self.read_extents(extents, buffer) else { return Ok(()) };
+                // What was overwritten meanwhile may be given back: only a block that is still
+                // where it was is damaged.
+                let before = std::mem::take(extents);
+                self.look_up(first, count, extents)?;
+                self.check_living()?;
+                if *extents == before {
+                    return Err(error);
                 }
-                rest = after;
             }
-            Ok(())
         })
+    }
+
+    fn look_up(&self, first: u64, count: u64, extents: &mut Vec<Extent>) -> Result<()> {
+        self.engine.nodes.with(|| {
+            extents.clear();
+            self.object.head.map().lookup(first, count, extents)
+        })
+    }
+
+    fn read_extents(&self, extents: &[Extent], buffer: &mut [u8]) -> Result<()> {
+        // A deleted object's map is taken away inside the gate after it is marked: checked
+        // after the look-up, holes of a map that is gone are never served.
+        self.check_living()?;
+        let mut rest = buffer;
+        for extent in extents.iter() {
+            let length =
+                usize::try_from(extent.count).expect("bounded by the buffer") * BLOCK_BYTES;
+            let (part, after) = rest.split_at_mut(length);
+            match extent.locator {
+                Some(locator) => self
+                    .engine
+                    .log
+                    .read(locator, extent.first, part)
+                    .map_err(|error| self.name_block(error.into(), extent.first))?,
+                None => part.fill(0),
+            }
+            rest = after;
+        }
+        Ok(())
     }
 
     fn name_block(&self, error: EngineError, block: u64) -> EngineError {
@@ -166,12 +184,10 @@ impl VolumeDevice {
                 let from =
                     usize::try_from(index - first).expect("bounded by the piece") * BLOCK_BYTES;
                 let block = &mut merged.bytes[from..from + BLOCK_BYTES];
-                if let Some(locator) = locator {
-                    self.engine
-                        .log
-                        .read(locator, index, block)
-                        .map_err(|error| self.name_block(error.into(), index))?;
+                if locator.is_some() {
+                    self.read_blocks(index, block)?;
                 }
+                // Where another write came between, this one will find that out in the gate.
                 merged.edges.push((index, locator));
             }
         }

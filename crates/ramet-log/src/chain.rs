@@ -310,7 +310,7 @@ pub(crate) fn read_whole(file: &dyn File, buffer: &mut [u8], offset_bytes: u64) 
 
 /// The footer, where all of it is there: a power loss may have kept any part of one that was not
 /// synced, and the batches tell the same.
-fn load_sealed(
+pub(crate) fn load_sealed(
     file: &dyn File,
     length: u64,
     header: &SegmentHeader,

@@ -23,6 +23,7 @@ mod segment;
 mod staging;
 mod superblock;
 mod tail;
+mod thin;
 mod types;
 
 pub use checksum::{crc, crc_blocks};
@@ -34,4 +35,5 @@ pub use loss::{Accept, Describe, LOST_DIRECTORY, Loss, LostBatch};
 pub use recovery::{Known, Start, read_descriptor};
 pub use replay::{Apply, Replay};
 pub use segment::SegmentEntry;
+pub use thin::SlotSet;
 pub use types::*;

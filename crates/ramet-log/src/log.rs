@@ -171,6 +171,11 @@ impl Log {
         self.gate.lock().position()
     }
 
+    /// The segment that is appended to, and how many of its slots hold blocks.
+    pub fn open_segment(&self) -> Option<(SegmentId, u32)> {
+        self.gate.lock().open_segment()
+    }
+
     /// Segments of the log, and bytes of log that wait in memory.
     pub fn sizes(&self) -> (usize, u64) {
         (self.segments.read().len(), self.staged_bytes.load(Ordering::Relaxed))
@@ -221,7 +226,7 @@ impl Log {
             if Some(segment.id) == open {
                 // What is sealed by now is told by the next checkpoint.
                 segment.changed.store(true, Ordering::Release);
-                (entry.sealed, entry.used) = (false, 0);
+                entry = SegmentEntry::begun(entry.id, entry.slots_count, entry.nonce);
             }
             entry
         };

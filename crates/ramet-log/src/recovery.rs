@@ -19,6 +19,7 @@ use crate::reread::{Unsynced, make_durable};
 use crate::room::RoomState;
 use crate::segment::{Segment, SegmentEntry, segment_path};
 use crate::superblock::{self, Slots};
+use crate::tail::blocks_of;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Position, SegmentId, Sequence};
 use ramet_store::{Lock, LockMode, Store, StoreError};
 use std::collections::HashMap;
@@ -314,10 +315,14 @@ impl<'a> Opening<'a> {
         for entry in known.segments.iter().filter(|entry| entry.used != 0) {
             self.segments.insert(entry.id, Arc::new(Segment::known(entry)));
         }
-        // What follows them says so itself.
-        let before = chain.first().and_then(|header| header.previous);
+        // What follows them says so itself. One before the segment that holds the cut may have been
+        // given back.
+        let at_cut = self.cut.position.locator().segment();
+        let before = chain.first().and_then(|header| Some((header.segment, header.previous?)));
         self.previous = match before {
-            Some(before) => Some(before).filter(|id| self.segments.contains_key(id)),
+            Some((first, before)) => {
+                Some(before).filter(|id| first <= at_cut || self.segments.contains_key(id))
+            }
             None => self.segments.keys().max().copied().filter(|_| chain.first().is_none()),
         };
     }
@@ -503,11 +508,9 @@ impl<'a> Opening<'a> {
             let header = chain.header(*id).expect("follows looked at it");
             let used = loaded.trailer.map(|trailer| trailer.slots_count);
             let segment = Arc::new(Segment::known(&SegmentEntry {
-                id: *id,
                 sealed: used.is_some(),
                 used: used.unwrap_or(0),
-                slots_count: header.slots_count,
-                nonce: header.nonce,
+                ..SegmentEntry::begun(*id, header.slots_count, header.nonce)
             }));
             segment.changed.store(true, Ordering::Release);
             if used.is_none() {
@@ -520,6 +523,8 @@ impl<'a> Opening<'a> {
             self.previous = Some(*id);
             let source = self.source(chain, *id);
             let stopped = self.replay_segment(&source, &loaded, end, apply)?;
+            let counts = |batch: &&JournalBatch| batch.sequence <= self.end.sequence;
+            segment.set_blocks(blocks_of(loaded.batches.iter().filter(counts)));
             if used.is_none() {
                 // Nothing will be appended to it any more.
                 let last = loaded.batches.iter().rfind(|batch| batch.sequence <= self.end.sequence);

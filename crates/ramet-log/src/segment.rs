@@ -10,7 +10,7 @@ use crate::format::footer::{CHECKSUMS_PER_PAGE, Column, decode_page};
 use crate::pages::{Page, PageCache, Pages};
 use crate::staging::Chunk;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use ramet_store::{File, Store};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -38,6 +38,13 @@ pub(crate) struct Segment {
     /// The checksum column of a sealed segment, as far as it was needed.
     pages: Pages,
     sealed: AtomicBool,
+    /// Slots that hold blocks, once the segment has ended.
+    blocks: AtomicU32,
+    /// Whether what is dead in it may be given back, and how many slots were. See `Log::thin`.
+    thinned: AtomicBool,
+    given_back: AtomicU32,
+    /// Which, as far as this opening knows.
+    pub(crate) punched: Mutex<Option<Vec<u64>>>,
     staged: RwLock<VecDeque<Arc<Chunk>>>,
     /// Whether the next checkpoint has to write what is known of the segment.
     pub(crate) changed: AtomicBool,
@@ -56,6 +63,35 @@ pub struct SegmentEntry {
     pub slots_count: u32,
     /// The nonce of its file.
     pub nonce: u64,
+    /// Slots that hold blocks; zero while it is appended to.
+    pub blocks: u32,
+    /// Whether slots that are dead, or hold no block, may be gone.
+    pub thinned: bool,
+    /// How many are.
+    pub given_back: u32,
+}
+
+impl SegmentEntry {
+    /// What is known of a segment that is appended to.
+    #[must_use]
+    pub fn begun(id: SegmentId, slots_count: u32, nonce: u64) -> Self {
+        let (sealed, thinned) = (false, false);
+        SegmentEntry { id, sealed, used: 0, slots_count, nonce, blocks: 0, thinned, given_back: 0 }
+    }
+
+    /// Slots that could be given back if so many blocks are dead: those of a sealed segment that
+    /// hold no living block, the dead ones of any other.
+    #[must_use]
+    pub fn waste(&self, dead: u32) -> u32 {
+        let all = if self.sealed { self.used.saturating_sub(1 + self.living(dead)) } else { dead };
+        if self.used == 0 { 0 } else { all.saturating_sub(self.given_back) }
+    }
+
+    /// Slots that hold living blocks.
+    #[must_use]
+    pub fn living(&self, dead: u32) -> u32 {
+        self.blocks.saturating_sub(dead)
+    }
 }
 
 /// Path of a segment's first file.
@@ -78,8 +114,7 @@ impl Segment {
         allocated: u32,
         file: Arc<dyn File>,
     ) -> Self {
-        let entry = SegmentEntry { id, sealed: false, used: 0, slots_count, nonce };
-        let this = Self::known(&entry);
+        let this = Self::known(&SegmentEntry::begun(id, slots_count, nonce));
         *this.file.write() = Some(file);
         *this.checksums.write() = Some(zeroed(slots_count));
         this.changed.store(true, Ordering::Release);
@@ -103,6 +138,10 @@ impl Segment {
             unknown: OnceLock::new(),
             pages: Pages::default(),
             sealed: AtomicBool::new(entry.sealed),
+            blocks: AtomicU32::new(entry.blocks),
+            thinned: AtomicBool::new(entry.thinned),
+            given_back: AtomicU32::new(entry.given_back),
+            punched: Mutex::new(None),
             staged: RwLock::new(VecDeque::new()),
             changed: AtomicBool::new(false),
         }
@@ -111,7 +150,34 @@ impl Segment {
     pub(crate) fn entry(&self) -> SegmentEntry {
         let sealed = self.sealed.load(Ordering::Acquire);
         let used = self.used.load(Ordering::Acquire);
-        SegmentEntry { id: self.id, sealed, used, slots_count: self.slots_count, nonce: self.nonce }
+        if used == 0 {
+            return SegmentEntry::begun(self.id, self.slots_count, self.nonce);
+        }
+        SegmentEntry {
+            id: self.id,
+            sealed,
+            used,
+            slots_count: self.slots_count,
+            nonce: self.nonce,
+            blocks: self.blocks.load(Ordering::Acquire),
+            thinned: self.thinned.load(Ordering::Acquire),
+            given_back: self.given_back.load(Ordering::Acquire),
+        }
+    }
+
+    /// From the next checkpoint on, what is dead may be gone.
+    pub(crate) fn set_thinned(&self) {
+        self.thinned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn set_given_back(&self, slots: u32) {
+        self.given_back.store(slots, Ordering::Release);
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// To be told before `set_ended`.
+    pub(crate) fn set_blocks(&self, blocks: u32) {
+        self.blocks.store(blocks, Ordering::Release);
     }
 
     pub(crate) fn file(&self, store: &dyn Store) -> Result<Arc<dyn File>> {

@@ -105,6 +105,18 @@ impl Log {
         })
     }
 
+    /// Write the newest checkpoint to the other slot too: from then on nothing that only an older
+    /// one reaches is needed any more.
+    ///
+    /// # Errors
+    /// As `commit_checkpoint`.
+    ///
+    /// # Durability
+    /// As `commit_checkpoint`.
+    pub fn commit_again(&self) -> Result<()> {
+        self.write_commit(&mut |_| {})
+    }
+
     /// Write the older slot, where it would say more than before of what is durable: for a log that
     /// is closed without a checkpoint, so that damage at its end is not taken for a torn tail.
     ///

@@ -31,7 +31,17 @@ struct Open {
     table: Arc<[AtomicU32]>,
     chunk: Option<Arc<Chunk>>,
     next_slot: u32,
+    /// Slots that hold blocks.
+    blocks: u32,
     journal: Vec<JournalBatch>,
+}
+
+/// Slots that hold blocks.
+pub(crate) fn blocks_of<'a>(batches: impl IntoIterator<Item = &'a JournalBatch>) -> u32 {
+    let entries = batches.into_iter().flat_map(|batch| &batch.entries);
+    let blocks: u64 =
+        entries.filter(|entry| entry.kind == Kind::Write).map(|entry| entry.count).sum();
+    u32::try_from(blocks).unwrap_or(u32::MAX)
 }
 
 /// See the head of this file.
@@ -58,6 +68,11 @@ impl Tail {
     /// The last batch that was ended, and the segment that is appended to.
     pub(crate) fn end(&self) -> (LogEnd, Option<SegmentId>) {
         (self.end, self.open.as_ref().map(|open| open.segment.id))
+    }
+
+    /// The segment that is appended to, and how many of its slots hold blocks.
+    pub(crate) fn open_segment(&self) -> Option<(SegmentId, u32)> {
+        self.open.as_ref().map(|open| (open.segment.id, open.blocks))
     }
 
     /// The last slot assigned: everything in the log is at or before it.
@@ -164,8 +179,9 @@ impl Tail {
     /// End the open segment; it is sealed by the write-out.
     pub(crate) fn close_segment(&mut self, log: &Log) {
         self.close_batch(log);
-        if let Some(Open { segment, next_slot, journal, chunk, .. }) = self.open.take() {
+        if let Some(Open { segment, next_slot, blocks, journal, chunk, .. }) = self.open.take() {
             drop(chunk);
+            segment.set_blocks(blocks);
             log.push_job(Job::Seal { segment, slots_count: next_slot, journal });
         }
     }
@@ -175,7 +191,14 @@ impl Tail {
         let segment = self.prepared.pop_front().expect("the gate was entered with room");
         log.insert_segment(segment.clone());
         let table = segment.table();
-        self.open = Some(Open { segment, table, chunk: None, next_slot: 1, journal: Vec::new() });
+        self.open = Some(Open {
+            segment,
+            table,
+            chunk: None,
+            next_slot: 1,
+            blocks: 0,
+            journal: Vec::new(),
+        });
     }
 
     /// Open a batch with room for at least one slot of payload beside its header.
@@ -277,7 +300,9 @@ impl Tail {
             }
             _ => header.entries.push(Entry { kind: Kind::Write, object, first, count }),
         }
-        open.next_slot += u32::try_from(crcs.len()).expect("bounded by a chunk");
+        let slots = u32::try_from(crcs.len()).expect("bounded by a chunk");
+        open.next_slot += slots;
+        open.blocks += slots;
         self.position = locator.offset(count - 1).position();
         locator
     }

@@ -112,8 +112,11 @@ impl Pool {
         }
         let engine = call(py, owner, || Engine::open(&path, read_only, settings))?;
         let stop = Arc::new(Stop::default());
-        let steps: [(&str, Step); 2] =
-            [("ramet-steps", Engine::step), ("ramet-checkpoint", Engine::step_checkpoint)];
+        let steps: [(&str, Step); 3] = [
+            ("ramet-steps", Engine::step),
+            ("ramet-checkpoint", Engine::step_checkpoint),
+            ("ramet-reclaim", Engine::step_reclaim),
+        ];
         for (name, step) in steps {
             let (weak, stopped) = (Arc::downgrade(&engine), stop.clone());
             std::thread::Builder::new()
@@ -154,16 +157,36 @@ impl Pool {
         self.call(py, Engine::checkpoint)
     }
 
+    /// Bytes given back, bytes and places that wait, and whether it is done.
+    fn reclaim(
+        &self,
+        py: Python<'_>,
+        everything: bool,
+        time_ms: u64,
+    ) -> PyResult<(u64, u64, u64, bool)> {
+        let end = Instant::now() + Duration::from_millis(time_ms);
+        let mut go_on = |_: &ramet_engine::Reclaimed| Instant::now() < end;
+        let done = self.call(py, |engine| engine.reclaim(everything, &mut go_on))?;
+        Ok((done.given_back_bytes, done.waiting_bytes, done.dying_count, done.is_done))
+    }
+
+    fn frees(&self, py: Python<'_>, names: Vec<String>) -> PyResult<u64> {
+        self.call(py, |engine| engine.frees(&names))
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.call(py, Engine::stats)?;
         let dict = PyDict::new(py);
         dict.set_item("poisoned", !stats.poisoned.is_empty())?;
         dict.set_item("poisoned_reason", stats.poisoned)?;
+        dict.set_item("holes_supported", stats.holes_supported)?;
         for (name, value) in [
             ("volumes_count", stats.volumes_count),
             ("snapshots_count", stats.snapshots_count),
             ("mapped_bytes", stats.mapped_bytes),
-            ("dead_bytes", stats.dead_bytes),
+            ("living_bytes", stats.living_bytes),
+            ("waiting_bytes", stats.waiting_bytes),
+            ("given_back_bytes", stats.given_back_bytes),
             ("dying_count", stats.dying_count),
             ("segments_count", stats.segments_count),
             ("sealed_count", stats.sealed_count),
@@ -177,6 +200,7 @@ impl Pool {
             ("nodes_loaded_count", stats.nodes_loaded_count),
             ("nodes_evicted_count", stats.nodes_evicted_count),
             ("nodes_written_count", stats.nodes_written_count),
+            ("nodes_stored_bytes", stats.nodes_stored_bytes),
             ("nodes_clean_bytes", stats.nodes_clean_bytes),
             ("nodes_dirty_bytes", stats.nodes_dirty_bytes),
             ("gate_closed_ns_last", stats.gate_closed_ns_last),

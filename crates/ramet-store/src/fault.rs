@@ -41,6 +41,8 @@ pub enum Operation {
     Write,
     /// `File::allocate`.
     Allocate,
+    /// `File::punch`.
+    Punch,
     /// `File::sync`.
     Sync,
     /// `File::set_length`.
@@ -243,20 +245,19 @@ impl World {
         power_is_off(action, path)
     }
 
-    /// Whether a file may grow to a length.
+    /// Whether a range of a file may take the room it does not have yet.
     fn check_room(
         &self,
         inode: Inode,
-        end_bytes: u64,
+        (offset_bytes, length_bytes): (u64, u64),
         action: &'static str,
         path: &str,
     ) -> Result<()> {
         let Some(capacity_bytes) = self.capacity_bytes else {
             return Ok(());
         };
-        let before = self.disk.contents(inode).room_bytes();
-        let after = end_bytes.next_multiple_of(crate::memory::PAGE_BYTES as u64);
-        if after <= before || self.disk.used_bytes() - before + after <= capacity_bytes {
+        let wanted = self.disk.contents(inode).room_wanted(offset_bytes, length_bytes);
+        if wanted == 0 || self.disk.used_bytes() + wanted <= capacity_bytes {
             return Ok(());
         }
         Err(StoreError::Full { action, path: path.to_string() })
@@ -423,9 +424,9 @@ impl File for FaultFile {
         if bytes.is_empty() {
             return Ok(());
         }
-        let end_bytes = offset_bytes + bytes.len() as u64;
+        let range = (offset_bytes, bytes.len() as u64);
         let apply = |world: &mut World, flipped: bool| {
-            world.check_room(self.inode, end_bytes, "write", &self.path)?;
+            world.check_room(self.inode, range, "write", &self.path)?;
             let mut bytes = std::borrow::Cow::Borrowed(bytes);
             if flipped {
                 flip_some_bit(bytes.to_mut(), &mut world.random);
@@ -444,13 +445,22 @@ impl File for FaultFile {
         if length_bytes == 0 {
             return Ok(());
         }
-        let end_bytes = offset_bytes + length_bytes;
         let apply = |world: &mut World, _| {
-            world.check_room(self.inode, end_bytes, "allocate", &self.path)?;
-            world.disk.grow(self.inode, end_bytes);
+            let range = (offset_bytes, length_bytes);
+            world.check_room(self.inode, range, "allocate", &self.path)?;
+            world.disk.allocate(self.inode, offset_bytes, length_bytes);
             Ok(())
         };
         self.change(Operation::Allocate, "allocate", apply, |_| {})
+    }
+
+    fn punch(&self, offset_bytes: u64, length_bytes: u64) -> Result<bool> {
+        let apply = |world: &mut World, _| {
+            world.disk.punch(self.inode, offset_bytes, length_bytes);
+            Ok(())
+        };
+        self.change(Operation::Punch, "give back room of", apply, |_| {})?;
+        Ok(true)
     }
 
     fn sync(&self) -> Result<()> {
@@ -474,7 +484,7 @@ impl File for FaultFile {
 
     fn set_length(&self, length_bytes: u64) -> Result<()> {
         let apply = |world: &mut World, _| {
-            world.check_room(self.inode, length_bytes, "cut", &self.path)?;
+            world.check_room(self.inode, (length_bytes, 0), "cut", &self.path)?;
             world.disk.set_length(self.inode, length_bytes);
             Ok(())
         };
@@ -485,5 +495,11 @@ impl File for FaultFile {
         let world = self.world.lock();
         world.check_power("look at", &self.path)?;
         Ok(world.disk.contents(self.inode).length_bytes())
+    }
+
+    fn allocated_bytes(&self) -> Result<u64> {
+        let world = self.world.lock();
+        world.check_power("look at", &self.path)?;
+        Ok(world.disk.contents(self.inode).room_bytes())
     }
 }

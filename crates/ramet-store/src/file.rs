@@ -3,6 +3,7 @@
 //! Invariants: every error names the file; "no space" out of a sync is a failed sync, never a full
 //! medium.
 
+use crate::memory::whole_pages;
 use crate::{File, Lock, LockMode, Result, Store, StoreError};
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -140,6 +141,19 @@ impl File for OpenFile {
         }
     }
 
+    fn punch(&self, offset_bytes: u64, length_bytes: u64) -> Result<bool> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (start, end) = whole_pages(offset_bytes, length_bytes);
+        if start >= end {
+            return Ok(true);
+        }
+        match retried(|| rustix::fs::fallocate(&self.fd, flags, start, end - start)) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(errno) => Err(self.failure("give back room of", errno)),
+        }
+    }
+
     fn sync(&self) -> Result<()> {
         retried(|| rustix::fs::fdatasync(&self.fd))
             .map_err(|errno| sync_failure(Path::new(&self.path), errno))
@@ -166,6 +180,13 @@ impl File for OpenFile {
         let stat = retried(|| rustix::fs::fstat(&self.fd))
             .map_err(|errno| self.failure("look at", errno))?;
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
+    fn allocated_bytes(&self) -> Result<u64> {
+        let stat = retried(|| rustix::fs::fstat(&self.fd))
+            .map_err(|errno| self.failure("look at", errno))?;
+        // The system counts in units of 512 bytes, whatever the file system's are.
+        Ok(u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
     }
 }
 

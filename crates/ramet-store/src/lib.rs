@@ -1,4 +1,4 @@
-//! Files of a pool: create, read, write, allocate, sync, list, rename, remove, lock.
+//! Files of a pool: create, read, write, allocate, punch, sync, list, rename, remove, lock.
 //!
 //! Owns every call that touches a medium; nothing above this crate opens a file. Calls nothing of
 //! Ramet.
@@ -58,6 +58,17 @@ pub trait File: Send + Sync {
     /// `Full` where there is no room (nothing that was written before is lost).
     fn allocate(&self, offset_bytes: u64, length_bytes: u64) -> Result<()>;
 
+    /// Give the room of whole pages in a range back to the medium: they read as zeros from then on,
+    /// and the file keeps its length. Result: whether the medium can; where it cannot, nothing
+    /// happens.
+    ///
+    /// # Errors
+    /// `Io`.
+    ///
+    /// # Durability
+    /// None before `sync`: until then the old bytes may come back.
+    fn punch(&self, offset_bytes: u64, length_bytes: u64) -> Result<bool>;
+
     /// Make the file's bytes and length durable (not its name: see `Store::sync_directory`).
     ///
     /// # Errors
@@ -79,6 +90,13 @@ pub trait File: Send + Sync {
     /// # Errors
     /// `Io`.
     fn length_bytes(&self) -> Result<u64>;
+
+    /// Bytes that the file takes of the medium: less than its length where it has holes, more where
+    /// room is allocated behind its end.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn allocated_bytes(&self) -> Result<u64>;
 }
 
 /// A pool's directory.

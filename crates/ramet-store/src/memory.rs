@@ -7,7 +7,7 @@
 use crate::{File, Lock, LockMode, Result, Store, StoreError};
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The unit in which contents are kept and space is counted.
@@ -147,9 +147,14 @@ impl File for MemoryFile {
 
     fn allocate(&self, offset_bytes: u64, length_bytes: u64) -> Result<()> {
         if length_bytes > 0 {
-            self.writable("allocate")?.grow(offset_bytes + length_bytes);
+            self.writable("allocate")?.allocate(offset_bytes, length_bytes);
         }
         Ok(())
+    }
+
+    fn punch(&self, offset_bytes: u64, length_bytes: u64) -> Result<bool> {
+        self.writable("give back room of")?.punch(offset_bytes, length_bytes);
+        Ok(true)
     }
 
     fn sync(&self) -> Result<()> {
@@ -166,6 +171,10 @@ impl File for MemoryFile {
     fn length_bytes(&self) -> Result<u64> {
         Ok(self.contents.read().length_bytes())
     }
+
+    fn allocated_bytes(&self) -> Result<u64> {
+        Ok(self.contents.read().room_bytes())
+    }
 }
 
 /// An error of the medium, as the system would say it.
@@ -179,6 +188,8 @@ pub(crate) fn failed(action: &'static str, path: &str, errno: Errno) -> StoreErr
 pub(crate) struct Contents {
     length_bytes: u64,
     pages: BTreeMap<u64, Arc<[u8; PAGE_BYTES]>>,
+    /// Pages whose room was given back, and not taken again.
+    punched: BTreeSet<u64>,
 }
 
 impl Contents {
@@ -186,9 +197,19 @@ impl Contents {
         self.length_bytes
     }
 
-    /// What the file takes on a medium that keeps whole pages and no holes.
+    /// What the file takes on a medium that keeps whole pages, and holes only where they were made.
     pub(crate) fn room_bytes(&self) -> u64 {
         self.length_bytes.next_multiple_of(PAGE_BYTES_U64)
+            - self.punched.len() as u64 * PAGE_BYTES_U64
+    }
+
+    /// What a change of a range would add to `room_bytes`.
+    pub(crate) fn room_wanted(&self, offset_bytes: u64, length_bytes: u64) -> u64 {
+        let end_bytes = offset_bytes + length_bytes;
+        let grown = end_bytes.next_multiple_of(PAGE_BYTES_U64);
+        let grown = grown.saturating_sub(self.length_bytes.next_multiple_of(PAGE_BYTES_U64));
+        grown
+            + self.punched.range(pages(offset_bytes, length_bytes)).count() as u64 * PAGE_BYTES_U64
     }
 
     /// Fill `buffer`; false where the contents end first.
@@ -215,7 +236,7 @@ impl Contents {
         if bytes.is_empty() {
             return;
         }
-        self.grow(offset_bytes + bytes.len() as u64);
+        self.allocate(offset_bytes, bytes.len() as u64);
         let mut rest = bytes;
         let mut at = offset_bytes;
         while !rest.is_empty() {
@@ -228,9 +249,23 @@ impl Contents {
         }
     }
 
-    /// Make the file at least this long.
-    pub(crate) fn grow(&mut self, length_bytes: u64) {
-        self.length_bytes = self.length_bytes.max(length_bytes);
+    /// Have room for a range, growing where needed.
+    pub(crate) fn allocate(&mut self, offset_bytes: u64, length_bytes: u64) {
+        self.length_bytes = self.length_bytes.max(offset_bytes + length_bytes);
+        if !self.punched.is_empty() {
+            let range = pages(offset_bytes, length_bytes);
+            self.punched.retain(|page| !range.contains(page));
+        }
+    }
+
+    /// Whole pages in a range read as zeros, and take no room.
+    pub(crate) fn punch(&mut self, offset_bytes: u64, length_bytes: u64) {
+        let (start, end) = whole_pages(offset_bytes, length_bytes);
+        let end = end.min(self.length_bytes.next_multiple_of(PAGE_BYTES_U64));
+        for page in start / PAGE_BYTES_U64..end / PAGE_BYTES_U64 {
+            self.pages.remove(&page);
+            self.punched.insert(page);
+        }
     }
 
     pub(crate) fn set_length(&mut self, length_bytes: u64) {
@@ -243,7 +278,20 @@ impl Contents {
             }
         }
         self.length_bytes = length_bytes;
+        let end = length_bytes.div_ceil(PAGE_BYTES_U64);
+        self.punched.retain(|page| *page < end);
     }
+}
+
+/// The pages a range touches.
+fn pages(offset_bytes: u64, length_bytes: u64) -> std::ops::Range<u64> {
+    offset_bytes / PAGE_BYTES_U64..(offset_bytes + length_bytes).div_ceil(PAGE_BYTES_U64)
+}
+
+/// The whole pages in a range: where they begin and end.
+pub(crate) fn whole_pages(offset_bytes: u64, length_bytes: u64) -> (u64, u64) {
+    let end = (offset_bytes + length_bytes) / PAGE_BYTES_U64 * PAGE_BYTES_U64;
+    (offset_bytes.next_multiple_of(PAGE_BYTES_U64), end)
 }
 
 /// Page of a byte, its place inside, and how much of `length` lies in that page.

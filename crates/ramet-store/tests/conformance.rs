@@ -61,6 +61,7 @@ conformance! {
     a_handle_for_reading_refuses_to_change_the_file
     allocation_grows_and_keeps_what_is_there
     a_cut_file_grows_again_with_zeros
+    whole_pages_are_given_back_and_taken_again
     a_name_is_created_once_and_in_a_directory_that_is_there
     what_is_not_there_is_not_found
     directories_are_made_with_those_above_them_and_again
@@ -310,7 +311,7 @@ fn operate(store: &dyn Store, random: &mut Random) -> String {
     let (at, length) = (random.below(20_000), random.below(9_000));
     let byte = u8::try_from(random.below(255)).expect("a byte") + 1;
     let bytes = vec![byte; usize::try_from(random.below(5_000)).expect("small")];
-    match random.below(9) {
+    match random.below(10) {
         0 => kind(store.create(path)).into(),
         1 => kind(store.remove(path)).into(),
         2 => kind(store.rename(path, other)).into(),
@@ -319,11 +320,34 @@ fn operate(store: &dyn Store, random: &mut Random) -> String {
         5 => kind(store.open(path, true).and_then(|file| file.set_length(at))).into(),
         6 => kind(store.open(path, true).and_then(|file| file.allocate(at, length))).into(),
         7 => kind(store.open(path, true).and_then(|file| file.write_at(&bytes, at))).into(),
+        8 => kind(store.open(path, true).and_then(|file| file.punch(at, length))).into(),
         _ => match store.open(path, false) {
             Ok(_) => format!("{:?}", content(store, path)),
             Err(error) => kind::<()>(Err(error)).into(),
         },
     }
+}
+
+fn whole_pages_are_given_back_and_taken_again(store: &dyn Store) {
+    let file = root(store).create("a").expect("made");
+    file.write_at(&[7; 5 * 4096], 0).expect("written");
+    file.sync().expect("synced");
+    let all = file.allocated_bytes().expect("looked");
+    // The pages at both ends are not wholly in the range.
+    if !file.punch(4096 - 1, 2 * 4096 + 2).expect("given back") {
+        return;
+    }
+    assert_eq!(file.length_bytes().expect("looked"), 5 * 4096);
+    let mut bytes = vec![1; 5 * 4096];
+    file.read_at(&mut bytes, 0).expect("read");
+    let mut expected = vec![7; 5 * 4096];
+    expected[4096..3 * 4096].fill(0);
+    assert!(bytes == expected, "other bytes are gone");
+    assert_eq!(file.allocated_bytes().expect("looked"), all - 2 * 4096);
+    file.allocate(4096, 4096).expect("taken again");
+    assert_eq!(file.allocated_bytes().expect("looked"), all - 4096);
+    file.read_at(&mut bytes, 0).expect("read");
+    assert!(bytes == expected, "room that is taken again reads as zeros");
 }
 
 fn two_hundred_random_operations_do_what_they_do_in_memory(store: &dyn Store) {

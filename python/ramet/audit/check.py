@@ -110,13 +110,14 @@ class _Check:
         log = self._log = reader.find_segments()
         self._check_epochs(newer, [segment.id for segment in log.segments])
         self._check_epochs(newer, list(checkpoints.tables[0].entries))
+        reader.know(log, checkpoints.known_files(), checkpoints.thinned_segments())
         self._files.bytes_to_read = self._bytes_of(log)
         self._files.doing = "reading the log"
         reader.scan(log, self._quick)
         self._files.doing = "reading maps"
         checkpoints.log = log
-        objects, needs = checkpoints.hold_newer()
-        checkpoints.hold_older()
+        objects, needs = checkpoints.hold_newer(self._quick)
+        checkpoints.hold_older(self._quick)
         holders = Holders(checkpoints.nodes, needs)
         if needs:
             for it in objects.by_id.values():
@@ -289,13 +290,22 @@ class _Checkpoints:
         for table in self.tables:
             table.report = report
 
-    def hold_newer(self) -> tuple[Objects, list[Need]]:
+    def known_files(self) -> set[int]:
+        """Give the files that a table names; nodes that both reach are read for the newer."""
+        return {key for table in self.tables for key in table.entries.keys() | table.bad_keys}
+
+    def thinned_segments(self) -> set[int]:
+        """Give the segments of which dead slots may be gone."""
+        entries = [item for table in self.tables for item in table.entries.items()]
+        return {key for key, entry in entries if entry.thinned}
+
+    def hold_newer(self, quick: bool) -> tuple[Objects, list[Need]]:
         """Hold a checkpoint in every respect. Result: its objects, and what is wrong in maps."""
         commit, table = self.commits[0], self.tables[0]
         objects, lineage = self._load(commit)
         table.hold_segments(self.log, commit)
         last = self._last_slot(commit)
-        slots = Slots(self._files, self.log, self._seed, last, table.dead())
+        slots = Slots(self._files, self.log, self._seed, last, table.dead(), quick=quick)
         walk = self._walk = MapWalk(self.nodes, self._report, slots, last)
         self._walk_maps(walk, objects, lineage)
         self._check_sizes(objects)
@@ -305,12 +315,12 @@ class _Checkpoints:
         self._tally(slots, commit)
         return objects, walk.needs
 
-    def hold_older(self) -> None:
+    def hold_older(self, quick: bool) -> None:
         """Hold what only the older checkpoint reaches."""
         for commit in self.commits[1:]:
             objects, lineage = self._load(commit)
             last = self._last_slot(commit)
-            slots = Slots(self._files, self.log, self._seed, last, {})
+            slots = Slots(self._files, self.log, self._seed, last, {}, quick=quick)
             assert self._walk is not None
             self._walk.turn_to(slots, last)
             self._walk_maps(self._walk, objects, lineage)
@@ -354,6 +364,8 @@ class _Checkpoints:
             return 0
         segment = self.log.find(commit.cut_position >> SLOT_BITS)
         at = Last(commit.cut_position & (SLOTS_MAX - 1), commit.cut_sequence)
+        if segment is not None and segment.thinned:
+            return segment.id << SLOT_BITS | segment.end_slot - 1
         if segment is not None:
             try:
                 with self._files.open(segment.name) as file:

@@ -71,7 +71,7 @@ def load_footer(file: PoolFile, header: SegmentHeader) -> Footer | None:
     except MalformedError:
         return None
     try:
-        _check_places(trailer, header, at)
+        check_places(trailer, header, at)
         checksums = _load_column(file, header, trailer, CHECKSUMS)
         owners = _load_column(file, header, trailer, OWNERS)
         content = file.whole(trailer.journal_at, trailer.journal_bytes)
@@ -181,7 +181,11 @@ def _load_column(file: PoolFile, header: SegmentHeader, trailer: Trailer, column
     )
 
 
-def _check_places(trailer: Trailer, header: SegmentHeader, trailer_at: int) -> None:
+def check_places(trailer: Trailer, header: SegmentHeader, trailer_at: int) -> None:
+    """Hold what a trailer says against the length of its file.
+
+    Raises: MalformedError.
+    """
     if not 1 <= trailer.slots_count <= header.slots_count:
         raise MalformedError(f"the trailer says that {trailer.slots_count} slots are used")
     checksum_pages = -(-trailer.slots_count // CHECKSUMS_PER_PAGE)

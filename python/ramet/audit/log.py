@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ramet.audit.checksums import BLOCK_BYTES
 from ramet.audit.files import PoolFile, PoolFiles
 from ramet.audit.report import Finding, Place
-from ramet.audit.scan import Fault, Last, Scan, scan_segment
+from ramet.audit.scan import NO_BLOCK, Fault, Last, Scan, scan_segment
 from ramet.audit.structures import (
     SLOT_BITS,
     Commit,
@@ -21,6 +21,7 @@ from ramet.audit.structures import (
     check_identity,
     decode_segment_header,
 )
+from ramet.audit.thinned import load_thinned
 
 FILE_NAME = re.compile(r"(?!0{9})[0-9a-f]{12}")  # Epochs begin with 1.
 BLANK_BYTES = 512  # A header of which these are zeros was never written.
@@ -47,6 +48,9 @@ class Segment:
     beyond_count: int = 0
     broken: str = ""
     sealed: bool = False
+    thinned: bool = False
+    """Whether what is dead in it may be gone, and its batches with it."""
+    blocks_count: int = 0
     remains_at: int | None = None
     """Where a footer that was written is damaged."""
     faults: list[Fault] = field(default_factory=list)
@@ -67,6 +71,7 @@ class Segment:
         self.sealed = scan.footer is not None
         if scan.remains and not scan.remains.torn:
             self.remains_at = scan.remains.offset_bytes
+        self.blocks_count = int((scan.block_indexes != NO_BLOCK).sum())
         if scan.batches:
             first, last = scan.batches[0], scan.batches[-1]
             self.first_sequence, self.last_sequence = first.sequence, last.sequence
@@ -90,6 +95,11 @@ class Log:
     def find(self, segment_id: int) -> Segment | None:
         """Give a segment by its id."""
         return self._by_id.get(segment_id)
+
+    def forget(self, gone: set[int]) -> None:
+        """Let go of segments that were given back."""
+        self.segments[:] = [it for it in self.segments if it.id not in gone]
+        self._by_id = {segment.id: segment for segment in self.segments}
 
     def drop(self, index: int) -> None:
         """Let go of the segments from `index` on."""
@@ -174,6 +184,16 @@ class LogReader:
                 continue
             self._report.add("segment_header", f"a segment's header: {text}", Place(name, 0))
 
+    def know(self, log: Log, known: set[int], thinned: set[int]) -> None:
+        """Take from the file tables which segments were given back, and which of them in part."""
+        cut = self._commit.cut_position >> SLOT_BITS
+        stale = {it.id for it in log.segments if it.id < cut and it.id not in known}
+        for segment in log.segments:
+            segment.thinned = segment.id in thinned
+            if segment.id in stale:
+                self._report.note(f"'{segment.name}' was given back; nothing reads it")
+        log.forget(stale)
+
     def scan(self, log: Log, quick: bool) -> None:
         """Scan all segments, report what is wrong in them, and find where the log ends."""
         for segment in log.segments:
@@ -188,6 +208,9 @@ class LogReader:
             self._report_faults(log, segment)
 
     def _scan_one(self, segment: Segment, quick: bool) -> None:
+        if segment.thinned:
+            self._look_at_thinned(segment)
+            return
         try:
             with self._files.open(segment.name) as file:
                 scan = self._scan_file(file, segment, quick)
@@ -200,6 +223,19 @@ class LogReader:
         report.count("batches_count", len(scan.batches))
         report.count("records_count", scan.records_count)
         report.count("blocks_count", scan.blocks_count)
+
+    def _look_at_thinned(self, segment: Segment) -> None:
+        self._report.count("segments_count")
+        try:
+            with self._files.open(segment.name) as file:
+                trailer = load_thinned(file, segment.header).trailer
+        except MalformedError as error:
+            segment.broken = str(error)
+            self._report.add("footer", f"segment {segment.id:012x}: {error}", segment.place(0))
+            return
+        segment.sealed, segment.end_slot = True, trailer.slots_count
+        segment.first_sequence, segment.last_sequence = trailer.first, trailer.last
+        segment.durable = trailer.durable
 
     def _scan_file(self, file: PoolFile, segment: Segment, quick: bool) -> Scan:
         seed = self._descriptor.seed
@@ -226,12 +262,15 @@ class LogReader:
         for index, segment in enumerate(log.segments):
             # Up to the end of a stretch that has ended, and where the last one opens, all is there.
             may_end = index > opening and expected > durable
-            if not self._check_chain(before, segment, expected, may_end):
+            gap = self._is_gap(before, segment)
+            if gap and segment.first_sequence:
+                expected = segment.first_sequence
+            if not gap and not self._check_chain(before, segment, expected, may_end):
                 self._cut_off(log, index)
                 break
-            if segment.header.opens:
+            if segment.header.opens and not gap:
                 self._check_opening(before, segment, expected)
-            if segment.first_sequence and segment.first_durable < last_durable:
+            if segment.first_sequence and 0 < segment.first_durable < last_durable:
                 text = f"batch {segment.first_sequence} names an older batch durable than before"
                 self._report.add("batch_durable", text, segment.place(1))
             last_durable = max(last_durable, segment.last_durable)
@@ -256,6 +295,11 @@ class LogReader:
         for segment in log.segments[index:]:
             self._report.note(f"'{segment.name}' lies behind the log's end, and was not durable")
         log.drop(index)
+
+    def _is_gap(self, before: Segment | None, segment: Segment) -> bool:
+        """Whether the segment before this one may have been given back."""
+        at_cut = self._commit.cut_position >> SLOT_BITS
+        return segment.header.previous != (before.id if before else 0) and segment.id <= at_cut
 
     def _check_chain(
         self, before: Segment | None, segment: Segment, expected: int, may_end: bool
@@ -282,13 +326,15 @@ class LogReader:
         end = before.id << SLOT_BITS | before.last_slot if before and before.last_slot else 0
         if before and before.last:
             end = before.id << SLOT_BITS | before.last.slot
+        elif before and before.thinned:
+            end = header.end_position
         if (header.end_position, header.end_sequence) != (end, expected - 1):
             text = f"it opens after batch {header.end_sequence} at {header.end_position:016x}"
             text += f", but before it is batch {expected - 1} at {end:016x}"
             self._report.add("log_gap", text, segment.place(0))
 
     def _check_end(self, segment: Segment, last: Last) -> None:
-        if (segment.last_slot, segment.last_sequence) != last:
+        if not segment.thinned and (segment.last_slot, segment.last_sequence) != last:
             text = f"batch {last.sequence} at slot {last.slot} should be its last one that counts"
             text += f", but batch {segment.last_sequence} at slot {segment.last_slot} is"
             if segment.broken:

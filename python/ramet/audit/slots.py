@@ -17,8 +17,10 @@ from ramet.audit.log import Log, Segment
 from ramet.audit.report import Finding
 from ramet.audit.scan import NO_BLOCK, scan_segment
 from ramet.audit.structures import SLOT_BITS, SLOTS_MAX, MalformedError
+from ramet.audit.thinned import Thinned, load_thinned, wrong_blocks
 
 CACHE_BYTES_MAX = 64 << 20
+THINNED_MAX = 64  # Segments of which checksums are kept.
 WRONG_MAX = 16  # Of one call and one segment: the others are like them.
 Bits = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.int64]
@@ -46,10 +48,18 @@ class Slots:
     """The slots of a log up to a cut, which is the locator `last`."""
 
     def __init__(
-        self, files: PoolFiles, log: Log, seed: int, last: int, dead: Mapping[int, Bits]
+        self,
+        files: PoolFiles,
+        log: Log,
+        seed: int,
+        last: int,
+        dead: Mapping[int, Bits],
+        *,
+        quick: bool,
     ) -> None:
         self._files, self._log, self._seed = files, log, seed
-        self._last = last
+        self._last, self._quick = last, quick
+        self._thinned: dict[int, Thinned] = {}
         self._dead = dead
         self._held: dict[int, Bits] = {}
         self._cache: dict[int, U64Array] = {}
@@ -116,6 +126,10 @@ class Slots:
             held = self._held[segment_id] = _no_bits(segment)
         mask = np.zeros(len(held) * 8, dtype=bool)
         mask[slots] = True
+        if segment.thinned:
+            yield from self._hold_in_thinned(segment, held, part, slots, blocks)
+            held |= np.packbits(mask, bitorder="little")
+            return
         held |= np.packbits(mask, bitorder="little")
         known = self.block_indexes(segment)
         found = np.full(len(slots), NO_BLOCK, dtype=np.uint64)
@@ -126,28 +140,67 @@ class Slots:
             if found[at] != NO_BLOCK:
                 holds = f"block {int(found[at])}"
             yield int(part[at]), Wrong("slot_differs", f"the slot holds {holds}")
-        dead = self._dead.get(segment_id)
-        if dead is not None:
-            is_dead = dead[slots >> 3] >> (slots & 7).astype(np.uint8) & 1
-            for at in np.nonzero(is_dead)[0][:WRONG_MAX].tolist():
-                yield int(part[at]), Wrong("slot_dead", "the file table says that it is dead")
+        yield from self._dead_in(segment_id, part, slots)
         for slot in self._bad.get(segment_id, ()):
             finding = self._log.bad_blocks[segment_id << SLOT_BITS | slot][1]
             for at in np.nonzero(slots == slot)[0].tolist():
                 yield int(part[at]), Wrong(finding.code, finding.text, finding)
 
+    def _dead_in(
+        self, segment_id: int, part: Positions, slots: Positions
+    ) -> Iterator[tuple[int, Wrong]]:
+        dead = self._dead.get(segment_id)
+        if dead is not None:
+            is_dead = dead[slots >> 3] >> (slots & 7).astype(np.uint8) & 1
+            for at in np.nonzero(is_dead)[0][:WRONG_MAX].tolist():
+                yield int(part[at]), Wrong("slot_dead", "the file table says that it is dead")
+
+    def _hold_in_thinned(
+        self, segment: Segment, held: Bits, part: Positions, slots: Positions, blocks: U64Array
+    ) -> Iterator[tuple[int, Wrong]]:
+        """Verify the blocks of a segment that says no more which blocks it holds."""
+        yield from self._dead_in(segment.id, part, slots)
+        fresh = (held[slots >> 3] >> (slots & 7).astype(np.uint8) & 1) == 0
+        try:
+            with self._files.open(segment.name) as file:
+                if segment.id not in self._thinned:
+                    if len(self._thinned) >= THINNED_MAX:
+                        self._thinned.clear()
+                    self._thinned[segment.id] = load_thinned(file, segment.header)
+                thinned = self._thinned[segment.id]
+                own = slots[fresh].astype(np.uint64)
+                told = (self._seed, own, blocks[fresh])
+                wrong = wrong_blocks(file, thinned, *told, quick=self._quick)
+        except MalformedError:
+            return  # That was told when the segment was looked at.
+        self._files.report.count("blocks_count", 0 if self._quick else len(own))
+        places = part[fresh]
+        for at, text in wrong[:WRONG_MAX]:
+            slot = int(own[at])
+            locator = segment.id << SLOT_BITS | slot
+            if locator not in self._log.bad_blocks:
+                said = f"segment {segment.id:012x}, slot {slot}: {text}"
+                made = self._files.report.add("block_checksum", said, segment.place(slot))
+                self._log.bad_blocks[locator] = (int(blocks[fresh][at]), made)
+            finding = self._log.bad_blocks[locator][1]
+            yield int(places[at]), Wrong(finding.code, finding.text, finding)
+
     def tally(self, segment: Segment) -> Tally:
         """Count what the blocks of a segment are, up to the cut."""
-        known = self.block_indexes(segment)
         nothing = _no_bits(segment)
+        if segment.thinned:
+            held = int(np.unpackbits(self._held.get(segment.id, nothing)).sum())
+            dead_count = int(np.unpackbits(self._dead.get(segment.id, nothing)).sum())
+            return Tally(held, dead_count, 0, [])
+        known = self.block_indexes(segment)
         is_block = np.zeros(len(nothing) * 8, dtype=bool)
         is_block[: len(known)] = known != np.uint64(NO_BLOCK)
-        held = np.unpackbits(self._held.get(segment.id, nothing), bitorder="little").astype(bool)
+        is_held = np.unpackbits(self._held.get(segment.id, nothing), bitorder="little").astype(bool)
         dead = np.unpackbits(self._dead.get(segment.id, nothing), bitorder="little").astype(bool)
         return Tally(
-            int(held.sum()),
+            int(is_held.sum()),
             int(dead.sum()),
-            int((is_block & ~held & ~dead).sum()),
+            int((is_block & ~is_held & ~dead).sum()),
             np.nonzero(dead & ~is_block)[0].tolist(),
         )
 

@@ -22,8 +22,8 @@ from ramet.audit.structures import (
 )
 
 SEGMENT, NODES = 1, 2
-SEALED, CONDEMNED, PUBLISHED, FOREIGN = 1, 2, 4, 8
-_ENTRY = struct.Struct("<BBHIQIIQIIQ")
+SEALED, THINNED, COUNTED = 1, 16, 32
+_ENTRY = struct.Struct("<BBHIQIIQIIII")
 
 
 class FileEntry(NamedTuple):
@@ -37,6 +37,8 @@ class FileEntry(NamedTuple):
     nonce: int
     dead_count: int
     bitmap: bytes
+    blocks_count: int
+    given_back_count: int
 
     @property
     def sealed(self) -> bool:
@@ -44,9 +46,9 @@ class FileEntry(NamedTuple):
         return bool(self.flags & SEALED)
 
     @property
-    def condemned(self) -> bool:
-        """Whether it may be gone."""
-        return bool(self.flags & CONDEMNED)
+    def thinned(self) -> bool:
+        """Whether what is dead in it may be gone."""
+        return bool(self.flags & THINNED)
 
 
 def decode_entry(key: int, value: bytes) -> FileEntry:
@@ -57,18 +59,25 @@ def decode_entry(key: int, value: bytes) -> FileEntry:
     if len(value) < _ENTRY.size:
         raise MalformedError(f"an entry of {len(value)} bytes")
     fields = _ENTRY.unpack_from(value)
-    kind, flags, location, section, file, used, room, nonce, dead, bitmap_bytes, zero = fields
+    kind, flags, location, section, file, used, room, nonce, dead, bitmap_bytes = fields[:10]
+    blocks, given_back = fields[10:]
     bitmap = value[_ENTRY.size :]
-    if kind not in (SEGMENT, NODES) or flags & ~(SEALED | CONDEMNED):
+    if kind not in (SEGMENT, NODES) or flags & ~(SEALED | THINNED | COUNTED):
         raise MalformedError(f"a file of kind {kind} with flags {flags:#x}")
-    if location or section or zero or file != key or used > room or room > SLOTS_MAX:
+    if location or section or file != key or used > room or room > SLOTS_MAX:
         raise MalformedError(f"file {file:012x} in the entry of {key:012x}, {used} of {room} used")
     bits = sum(byte.bit_count() for byte in bitmap)
     if len(bitmap) != bitmap_bytes or dead != bits or bitmap[-1:] == b"\0":
         raise MalformedError(f"{dead} dead slots and {bits} bits in {bitmap_bytes} bytes")
-    if bitmap_bytes > bits_bytes(room) or (kind == NODES and (bitmap or flags & SEALED)):
+    if bitmap_bytes > bits_bytes(room) or (kind == NODES and (bitmap or flags)):
         raise MalformedError(f"a bitmap of {bitmap_bytes} bytes for {room} slots")
-    return FileEntry(kind, flags, file, used, room, nonce, dead, bitmap)
+    if used == 0 and (blocks or given_back or flags & (SEALED | THINNED)):
+        raise MalformedError(f"{blocks} blocks in a segment that is appended to")
+    if flags & COUNTED and max(dead, blocks, given_back) > max(used, dead if not used else 0):
+        raise MalformedError(f"{blocks} blocks, {dead} dead, {given_back} gone, {used} slots")
+    if flags & COUNTED and used and dead > blocks:
+        raise MalformedError(f"{dead} of {blocks} blocks are dead")
+    return FileEntry(kind, flags, file, used, room, nonce, dead, bitmap, blocks, given_back)
 
 
 class FileTable:
@@ -77,14 +86,14 @@ class FileTable:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.entries: dict[int, FileEntry] = {}
-        self._bad_keys: set[int] = set()
+        self.bad_keys: set[int] = set()
 
     def take(self, key: int, value: bytes) -> None:
         """Take an entry of the tree."""
         try:
             self.entries[key] = decode_entry(key, value)
         except MalformedError as error:
-            self._bad_keys.add(key)
+            self.bad_keys.add(key)
             self._bad(key, str(error), Place("tables"))
 
     def _bad(self, key: int, text: str, place: Place) -> None:
@@ -105,11 +114,11 @@ class FileTable:
             entry = self.entries.get(segment.id)
             if entry is not None:
                 self._hold_segment(segment, entry)
-            elif segment.id <= cut and segment.id not in self._bad_keys:
+            elif segment.id <= cut and segment.id not in self.bad_keys:
                 self._bad(segment.id, "there is no entry", segment.place(0))
         for key, entry in self.entries.items():
             name = f"{key:012x}.seg"
-            if entry.kind == SEGMENT and log.find(key) is None and not entry.condemned:
+            if entry.kind == SEGMENT and log.find(key) is None:
                 gone = "missing" if name not in log.names else "not a part of the log"
                 self._bad(key, f"the segment is {gone}", Place(f"segments/{name}"))
 
@@ -124,13 +133,17 @@ class FileTable:
         if (entry.sealed or entry.used) and entry.used != segment.end_slot:
             text = f"{entry.used} slots are used, but its batches end at slot {segment.end_slot}"
             self._bad(segment.id, text, segment.place(segment.end_slot))
+        counted = entry.used and entry.flags & COUNTED and not entry.thinned
+        if counted and entry.blocks_count != segment.blocks_count:
+            text = f"{entry.blocks_count} slots hold blocks, but its batches have"
+            self._bad(segment.id, f"{text} {segment.blocks_count}", segment.place(0))
 
     def hold_nodes(self, nodes: NodeFiles, reached: dict[int, int]) -> None:
         """Hold the entries against the node files; `reached`: each file's highest unit."""
         for file_id, unit in reached.items():
             entry = self.entries.get(file_id)
             place = nodes.place(file_id << SLOT_BITS, False)
-            if file_id in self._bad_keys:
+            if file_id in self.bad_keys:
                 continue
             if entry is None or entry.kind != NODES:
                 self._bad(file_id, "there is no entry for this node file", place)
@@ -138,7 +151,7 @@ class FileTable:
                 text = f"{entry.used} units are used, but a node lies at unit {unit}"
                 self._bad(file_id, text, place._replace(offset_bytes=unit * UNIT_BYTES))
         for file_id, entry in self.entries.items():
-            if entry.kind != NODES or entry.condemned:
+            if entry.kind != NODES:
                 continue
             header = nodes.header(file_id, False)
             if header is not None and (header.nonce, UNITS_MAX) != (entry.nonce, entry.room):

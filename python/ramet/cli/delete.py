@@ -3,20 +3,33 @@
 import sys
 from argparse import Namespace
 
-from ramet.cli.output import print_names
+from ramet.cli.output import print_json, print_names
 from ramet.cli.session import verbs_of
 from ramet.errors import InvalidError
+from ramet.units import format_size
 
 NAMES_SHOWN_MAX = 10
 
 
 def delete(arguments: Namespace) -> None:
     """Delete volumes and snapshots; a person at a terminal is asked first."""
+    if arguments.dry_run:
+        _say_what_it_frees(arguments)
+        return
     if sys.stdin.isatty() and sys.stdout.isatty() and not arguments.json:
         _ask(arguments.names)
     with verbs_of(arguments) as verbs:
         deleted = verbs.delete(arguments.names, arguments.force)
     print_names(deleted, (item.name for item in deleted), arguments.json)
+
+
+def _say_what_it_frees(arguments: Namespace) -> None:
+    with verbs_of(arguments) as verbs:
+        freed_bytes = verbs.frees(arguments.names)
+    if arguments.json:
+        print_json({"freed_bytes": freed_bytes, "names": arguments.names})
+        return
+    print(f"{format_size(freed_bytes)} would come back; nothing was deleted")
 
 
 def _ask(names: list[str]) -> None:

@@ -64,6 +64,14 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         metavar="POOL",
         help="go back to before the damage of a log; the pool's name, without it you are asked",
     )
+    it = verb(
+        nouns,
+        "reclaim",
+        ("reclaim", "reclaim"),
+        "give the space of what is dead back now",
+        "-p /srv/pool reclaim --all",
+    )
+    it.add_argument("--all", action="store_true", help="also where little of a file comes back")
     verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")
     it = verb(
         nouns,
@@ -208,6 +216,7 @@ def _add_objects(nouns: Any, verb: AddVerb) -> None:
     )
     it.add_argument("names", nargs="+", metavar="NAME")
     it.add_argument("--force", action="store_true", help="close their connections first")
+    it.add_argument("--dry-run", action="store_true", help="only say what would come back")
     it = verb(
         nouns,
         "diff",

@@ -103,10 +103,18 @@ class Rename(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Delete(msgspec.Struct, forbid_unknown_fields=True):
-    """End objects."""
+    """End objects, or say what that would free."""
 
     names: list[str]
     force: bool = False
+    dry_run: bool = False
+
+
+class Reclaim(msgspec.Struct, forbid_unknown_fields=True):
+    """Give back what is dead."""
+
+    everything: bool = False
+    seconds: float = 1.0
 
 
 class Checkpoint(msgspec.Struct, forbid_unknown_fields=True):
@@ -225,4 +233,13 @@ def _add_verbs(
     post("/v0/tags", Tag, lambda it: [o.to_json() for o in verbs.tag(it.names, it.tags, it.remove)])
     post("/v0/renames", Rename, lambda it: verbs.rename(it.name, it.new_name).to_json())
     post("/v0/checkpoints", Checkpoint, lambda _: {"written": verbs.checkpoint()})
-    post("/v0/deletes", Delete, lambda it: verbs.delete(it.names, it.force))
+    post(
+        "/v0/deletes",
+        Delete,
+        lambda it: (
+            {"freed_bytes": verbs.frees(it.names)}
+            if it.dry_run
+            else verbs.delete(it.names, it.force)
+        ),
+    )
+    post("/v0/reclaims", Reclaim, lambda it: verbs.reclaim(it.everything, it.seconds).to_json())

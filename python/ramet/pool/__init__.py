@@ -21,7 +21,7 @@ from ramet.names import (
     expand_volume_names,
 )
 from ramet.pool.base import PoolBase, as_list, describe, now_text
-from ramet.records import Diff, Extent, LossReport, ObjectRecord
+from ramet.records import Diff, Extent, LossReport, ObjectRecord, Reclaimed
 from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
 from ramet.tuning import find_tuning
 from ramet.units import parse_size
@@ -410,7 +410,8 @@ class Pool(PoolBase):
         """Delete volumes and snapshots, in any order, whatever was cloned from them, in one commit.
 
         `targets`: one or a list; what is given twice counts once. `force`: close NBD connections
-        that have them open first. Result: the objects as they were. Durable on return.
+        that have them open first. Result: the objects as they were. Durable on return; `frees`
+        says beforehand how much space comes back.
         Raises: BusyError where one is attached and not `force`; NotFoundError; ReadOnlyError. On
         any error none is deleted.
         Example: pool.delete(["db", "db@1"])
@@ -423,6 +424,32 @@ class Pool(PoolBase):
                 deleted = self._core.delete([item.name for item in found])
             self._numbers.forget([item.name for item in deleted])
             return [describe(item) for item in deleted]
+
+    def frees(self, targets: ObjectLike | Iterable[ObjectLike]) -> int:
+        """Say how many bytes deleting these objects, all of them together, would free.
+
+        `targets`: one or a list; what is given twice counts once. Result: bytes of blocks that no
+        other object holds, exact for the moment of the call; they come back once the pool gave
+        them back, see `reclaim`. The cost follows what the objects do not share.
+        Raises: NotFoundError; CorruptError where a map is damaged.
+        Example: pool.frees(["db", "db@1"])
+        """
+        with self._command():
+            found = self._find_all(as_list(targets))
+            return self._core.frees([item.name for item in found]) if found else 0
+
+    def reclaim(self, *, everything: bool = False, seconds: float = 3600.0) -> Reclaimed:
+        """Give the space of what is dead back to the file system, now.
+
+        It happens by itself in the background, where an eighth of a segment comes back; this does
+        not return before it is done, or `seconds` have passed. `everything`: give back whatever
+        is dead, also where it makes files of many small pieces.
+        Result: what came back, and what waits. Nothing that is held is touched.
+        Raises: FullError where there is no room for a checkpoint; ReadOnlyError; UnavailableError.
+        Example: pool.reclaim(everything=True).given_back_bytes
+        """
+        self._check_usable()
+        return Reclaimed(*self._core.reclaim(everything, int(seconds * 1000)))
 
     def flush(self) -> None:
         """Make durable every write of every volume that was completed before the call.

@@ -10,7 +10,7 @@ use ramet_log::format::Reader;
 use ramet_log::format::node::{UNITS_MAX, put_reference, take_reference};
 use ramet_log::format::superblock::{NodeReference, Root};
 use ramet_log::{ObjectId, Position, SegmentEntry, SegmentId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const STATE_LIVING: u8 = 1;
 const STATE_DYING: u8 = 2;
@@ -19,6 +19,10 @@ const STATE_GONE: u8 = 3;
 const FILE_SEGMENT: u8 = 1;
 const FILE_NODES: u8 = 2;
 const FLAG_SEALED: u8 = 1;
+/// What is dead in the segment may be gone.
+const FLAG_THINNED: u8 = 16;
+/// The entry says how many slots hold blocks.
+const FLAG_COUNTED: u8 = 32;
 
 /// The roots, as the commit record lists them.
 pub(super) fn roots(roots: &Roots) -> Vec<Root> {
@@ -90,6 +94,19 @@ fn encode_place(place: &PlaceImage, root: Option<(NodeReference, u8)>) -> Vec<u8
     out
 }
 
+/// The root of a dying place's map, with its height; `None` where the entry cannot be one.
+#[allow(clippy::option_option)] // Whether it can be read, and whether there is a root.
+pub(super) fn root_of_place(value: &[u8]) -> Option<Option<(NodeReference, u8)>> {
+    let mut from = Reader::new(value, 0);
+    from.skip(40)?;
+    let (state, height) = (from.u8()?, from.u8()?);
+    from.skip(6)?;
+    if state != STATE_DYING {
+        return Some(None);
+    }
+    Some(Some((take_reference(&mut from)?, height)))
+}
+
 /// A place out of its entry; `None` where it cannot be one.
 pub(super) fn decode_place(nodes: &Nodes, number: u64, value: &[u8]) -> Option<PlaceImage> {
     let mut from = Reader::new(value, 0);
@@ -117,41 +134,47 @@ pub(super) fn decode_place(nodes: &Nodes, number: u64, value: &[u8]) -> Option<P
 }
 
 /// The entries of files that changed: segments with their dead slots, node files with their length.
-pub(super) fn files(space: &SpaceImage, grown: &BTreeMap<SegmentId, (u64, u32)>) -> Vec<Change> {
+pub(super) fn files(
+    space: &SpaceImage,
+    grown: &BTreeMap<SegmentId, (u64, u32)>,
+    gone: &BTreeSet<SegmentId>,
+) -> Vec<Change> {
     let mut changes: BTreeMap<u64, Option<Vec<u8>>> = BTreeMap::new();
     for entry in &space.segments {
         let (dead_count, bits) = &space.dead[&entry.id];
-        let flags = if entry.sealed { FLAG_SEALED } else { 0 };
-        let numbers = [entry.used, entry.slots_count];
-        changes.insert(
-            entry.id.0,
-            Some(encode_file(
-                FILE_SEGMENT,
-                flags,
-                entry.id,
-                numbers,
-                entry.nonce,
-                *dead_count,
-                bits,
-            )),
-        );
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let flags = flag(entry.sealed, FLAG_SEALED) | flag(entry.thinned, FLAG_THINNED);
+        let told = FileNumbers {
+            used: entry.used,
+            most: entry.slots_count,
+            nonce: entry.nonce,
+            dead: *dead_count,
+            blocks: entry.blocks,
+            given_back: entry.given_back,
+        };
+        let flags = flags | FLAG_COUNTED;
+        changes.insert(entry.id.0, Some(encode_file(FILE_SEGMENT, flags, entry.id, &told, bits)));
     }
     for (id, (nonce, units)) in grown {
-        let numbers = [*units, UNITS_MAX];
-        changes.insert(id.0, Some(encode_file(FILE_NODES, 0, *id, numbers, *nonce, 0, &[])));
+        let told =
+            FileNumbers { used: *units, most: UNITS_MAX, nonce: *nonce, ..Default::default() };
+        changes.insert(id.0, Some(encode_file(FILE_NODES, 0, *id, &told, &[])));
     }
+    changes.extend(space.dropped.iter().chain(gone).map(|id| (id.0, None)));
     changes.into_iter().collect()
 }
 
-fn encode_file(
-    kind: u8,
-    flags: u8,
-    id: SegmentId,
-    [used, most]: [u32; 2],
+#[derive(Default)]
+struct FileNumbers {
+    used: u32,
+    most: u32,
     nonce: u64,
-    dead_count: u32,
-    bits: &[u64],
-) -> Vec<u8> {
+    dead: u32,
+    blocks: u32,
+    given_back: u32,
+}
+
+fn encode_file(kind: u8, flags: u8, id: SegmentId, told: &FileNumbers, bits: &[u64]) -> Vec<u8> {
     let mut bitmap: Vec<u8> = bits.iter().flat_map(|word| word.to_le_bytes()).collect();
     bitmap.truncate(bitmap.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
     let mut out = Vec::with_capacity(48 + bitmap.len());
@@ -159,12 +182,13 @@ fn encode_file(
     // Location and section: the first file of its id.
     out.extend([0; 6]);
     out.extend(id.0.to_le_bytes());
-    out.extend(used.to_le_bytes());
-    out.extend(most.to_le_bytes());
-    out.extend(nonce.to_le_bytes());
-    out.extend(dead_count.to_le_bytes());
+    out.extend(told.used.to_le_bytes());
+    out.extend(told.most.to_le_bytes());
+    out.extend(told.nonce.to_le_bytes());
+    out.extend(told.dead.to_le_bytes());
     out.extend(u32::try_from(bitmap.len()).expect("at most 8 KiB").to_le_bytes());
-    out.extend([0; 8]);
+    out.extend(told.blocks.to_le_bytes());
+    out.extend(told.given_back.to_le_bytes());
     out.extend(bitmap);
     out
 }
@@ -173,8 +197,8 @@ fn encode_file(
 pub(super) enum FileEntry {
     /// And its dead slots.
     Segment(SegmentEntry, Vec<u64>),
-    /// A file of nodes.
-    Nodes(SegmentId),
+    /// A file of nodes, and units of it in use.
+    Nodes(SegmentId, u32),
 }
 
 /// A file out of its entry; `None` where it cannot be one.
@@ -184,7 +208,7 @@ pub(super) fn decode_file(key: u64, value: &[u8]) -> Option<FileEntry> {
     from.skip(6)?;
     let (file, used, slots_count) = (from.u64()?, from.u32()?, from.u32()?);
     let (nonce, _dead_count, bitmap_bytes) = (from.u64()?, from.u32()?, from.u32()?);
-    from.skip(8)?;
+    let (blocks, given_back) = (from.u32()?, from.u32()?);
     let bitmap = from.take(usize::try_from(bitmap_bytes).ok()?)?;
     let id = SegmentId(key);
     if file != key {
@@ -197,9 +221,14 @@ pub(super) fn decode_file(key: u64, value: &[u8]) -> Option<FileEntry> {
             };
             let bits = bitmap.chunks(8).map(word).collect();
             let sealed = flags & FLAG_SEALED != 0;
-            Some(FileEntry::Segment(SegmentEntry { id, sealed, used, slots_count, nonce }, bits))
+            // Where nobody counted, nothing can be told to be empty.
+            let blocks = if flags & FLAG_COUNTED == 0 { u32::MAX } else { blocks };
+            let thinned = flags & FLAG_THINNED != 0;
+            let entry =
+                SegmentEntry { id, sealed, used, slots_count, nonce, blocks, thinned, given_back };
+            Some(FileEntry::Segment(entry, bits))
         }
-        FILE_NODES => Some(FileEntry::Nodes(id)),
+        FILE_NODES => Some(FileEntry::Nodes(id, used)),
         _ => None,
     }
 }

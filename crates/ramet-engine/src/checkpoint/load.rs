@@ -1,6 +1,6 @@
 //! A checkpoint read back: objects, lineage, dead slots, files. Maps come with their first look.
 
-use super::image::{FileEntry, decode_file, decode_place};
+use super::image::{FileEntry, decode_file, decode_place, root_of_place};
 use super::{ROOT_FILES, ROOT_LINEAGE, ROOT_OBJECTS, Result, Roots};
 use crate::head::{HeadRef, Heads, InGate, Parent};
 use crate::ids::IdMap;
@@ -14,7 +14,7 @@ use ramet_log::format::node::{NodeFileHeader, NodeFileKind, place};
 use ramet_log::format::superblock::{Commit, NodeReference};
 use ramet_log::{BLOCK_BYTES, Known, Log, Position, SegmentId};
 use ramet_store::StoreError;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -28,7 +28,8 @@ type DeadSlots = (SegmentId, Vec<u64>);
 #[derive(Default)]
 pub(crate) struct Reached {
     pub(crate) roots: Roots,
-    pub(crate) node_files: BTreeSet<SegmentId>,
+    /// And units of each that are in use.
+    pub(crate) node_files: BTreeMap<SegmentId, u32>,
     pub(crate) table_files: BTreeSet<SegmentId>,
 }
 
@@ -78,8 +79,8 @@ pub(crate) fn files(
                     dead.push((entry.id, bits));
                 }
             }
-            FileEntry::Nodes(id) => {
-                reached.node_files.insert(id);
+            FileEntry::Nodes(id, units) => {
+                reached.node_files.insert(id, units);
             }
         }
         Ok(())
@@ -200,6 +201,17 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// The root of an object's map, out of its entry, and the root's height.
+pub(crate) fn object_root(key: u64, value: &[u8]) -> Result<Option<(NodeReference, u8)>> {
+    let item = Item::decode(value).ok().filter(|item| item.object.id.0 == key);
+    Ok(item.ok_or_else(|| contradiction("objects", key))?.root)
+}
+
+/// The root of a dying place's map, out of its entry, and the root's height.
+pub(crate) fn dying_root(key: u64, value: &[u8]) -> Result<Option<(NodeReference, u8)>> {
+    root_of_place(value).ok_or_else(|| contradiction("lineage", key))
+}
+
 /// Remove node and table files that neither checkpoint reaches: what a crash left behind. Files of
 /// other pools, and those of which nobody can say whose they are, stay.
 pub(crate) fn remove_orphans(log: &Log, reached: &[&Reached]) {
@@ -208,10 +220,9 @@ pub(crate) fn remove_orphans(log: &Log, reached: &[&Reached]) {
         let in_use: BTreeSet<SegmentId> = reached
             .iter()
             .flat_map(|reached| match kind {
-                NodeFileKind::Nodes => &reached.node_files,
-                NodeFileKind::Tables => &reached.table_files,
+                NodeFileKind::Nodes => reached.node_files.keys().copied().collect(),
+                NodeFileKind::Tables => reached.table_files.clone(),
             })
-            .copied()
             .collect();
         for name in store.list(kind.directory()).unwrap_or_default() {
             let id = kind.id_of_name(&name).filter(|id| !in_use.contains(id));

@@ -14,16 +14,17 @@ use crate::map::Map;
 use crate::nodes::tree::{self, Change};
 use crate::nodes::{NodeFiles, NodeWriter, WriterState};
 use crate::object::{Object, ObjectFields};
+use crate::reclaim::Found;
 use crate::space::SpaceImage;
 use crate::{EngineError, Kind};
 use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::NodeReference;
 use ramet_log::{ObjectId, SegmentId};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Kinds of roots in a commit record.
 pub(crate) const ROOT_OBJECTS: u16 = 1;
@@ -32,6 +33,11 @@ pub(crate) const ROOT_FILES: u16 = 3;
 
 /// Bytes that table files may take beyond three times what is live in them.
 const TABLE_SLACK_BYTES: u64 = 1 << 20;
+
+/// After deletes were answered a checkpoint gives them back, this long after the one before it.
+const DEATHS_WAIT: Duration = Duration::from_secs(1);
+/// Dead slots for which the segment that is appended to is ended: 1 MiB.
+const OPEN_DEAD_MIN: u32 = 256;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -58,6 +64,23 @@ pub(crate) struct Checkpoints {
     retired: BTreeSet<SegmentId>,
     at: Instant,
     log_bytes: u64,
+    /// Segments that the next checkpoint has to look at again.
+    look_again: HashSet<SegmentId>,
+    /// Units in use of every node file that the roots may reach.
+    pub(crate) node_files: BTreeMap<SegmentId, u32>,
+}
+
+/// Why a checkpoint is written, as far as that changes what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// Shorten the next opening, or make room for nodes: segments keep what is dead in them.
+    Usual,
+    /// Time has passed: give back what is dead, where it pays.
+    Time,
+    /// Give back what was just found dead, where it pays.
+    Deaths,
+    /// Give back whatever is dead.
+    AllDead,
 }
 
 /// An object as of the cut.
@@ -83,6 +106,7 @@ impl Checkpoints {
         roots: Roots,
         cut: LogEnd,
         table_files: BTreeSet<SegmentId>,
+        node_files: BTreeMap<SegmentId, u32>,
     ) -> Self {
         Checkpoints {
             nodes: WriterState::new(NodeFileKind::Nodes),
@@ -95,7 +119,18 @@ impl Checkpoints {
             retired: BTreeSet::new(),
             at: Instant::now(),
             log_bytes: 0,
+            look_again: HashSet::new(),
+            node_files,
         }
+    }
+
+    pub(crate) fn roots(&self) -> Roots {
+        self.roots
+    }
+
+    /// The file that nodes are appended to.
+    pub(crate) fn newest_node_file(&self) -> Option<SegmentId> {
+        self.nodes.newest()
     }
 }
 
@@ -110,8 +145,12 @@ impl Engine {
     /// # Durability
     /// On return everything up to some moment during the call is durable.
     pub fn checkpoint(&self) -> Result<bool> {
+        self.checkpoint_for(Aim::Usual)
+    }
+
+    pub(crate) fn checkpoint_for(&self, aim: Aim) -> Result<bool> {
         let state = &mut *self.checkpoints.lock();
-        self.write_checkpoint(state)
+        self.write_checkpoint(state, aim)
     }
 
     /// Where nodes that are nowhere else fill the budget, or there are as many batches as may be:
@@ -130,7 +169,7 @@ impl Engine {
         if fits() {
             return Ok(());
         }
-        match self.write_checkpoint(state) {
+        match self.write_checkpoint(state, Aim::Usual) {
             Err(error) if error.kind == Kind::Full => {
                 if self.nodes.dirty_bytes() > 2 * budget {
                     Err(error)
@@ -150,10 +189,14 @@ impl Engine {
         let due = log_bytes >= settings.checkpoint_log_bytes
             || self.nodes.dirty_bytes() >= self.nodes.budget_bytes() / 2
             || now.saturating_duration_since(state.at) >= settings.checkpoint_every;
-        if !due {
+        // Deletes are given back soon, without anybody asking.
+        let deaths = now.saturating_duration_since(state.at) >= DEATHS_WAIT
+            && self.space.deaths_are_answered();
+        if !due && !deaths {
             return Ok(false);
         }
-        match self.write_checkpoint(&mut state) {
+        let aim = if deaths { Aim::Deaths } else { Aim::Time };
+        match self.write_checkpoint(&mut state, aim) {
             // Tried again when more has changed, or later.
             Err(error) if error.kind == Kind::Full => {
                 state.at = now;
@@ -163,19 +206,33 @@ impl Engine {
         }
     }
 
-    pub(crate) fn write_checkpoint(&self, state: &mut Checkpoints) -> Result<bool> {
+    pub(crate) fn write_checkpoint(&self, state: &mut Checkpoints, aim: Aim) -> Result<bool> {
         self.log.check_writable()?;
+        if matches!(aim, Aim::Deaths | Aim::AllDead) {
+            self.end_segment_with_dead(aim)?;
+        }
+        if aim == Aim::AllDead {
+            let dead = self.space.dead_counts();
+            let wasted = self.log.all_segments().into_iter().filter(|entry| {
+                self.reclaim.pays(entry, dead.get(&entry.id).copied().unwrap_or(0), true)
+            });
+            state.look_again.extend(wasted.map(|entry| entry.id));
+        }
+        let gone_nodes = self.reclaim.dead_node_files();
         state.at = Instant::now();
         state.log_bytes = self.log.counters.written_bytes.load(Ordering::Relaxed);
         if self.log.appended() == state.cut.sequence
             && self.changed.is_empty()
             && !self.space.has_changed()
+            && (aim != Aim::AllDead || state.look_again.is_empty() && gone_nodes.is_empty())
         {
             return Ok(false);
         }
-        let capture = self.capture();
-        match self.write_capture(state, &capture) {
+        let mut capture = self.capture(&state.look_again);
+        let found = self.find_dead(state, &mut capture, aim);
+        match self.write_capture(state, &capture, &gone_nodes) {
             Ok(()) => {
+                self.allow_reclaim(Found { node_files: gone_nodes, ..found })?;
                 self.nodes.cleaned(capture.dirty_bytes);
                 drop(capture);
                 self.nodes.evict();
@@ -183,14 +240,14 @@ impl Engine {
                 Ok(true)
             }
             Err(error) => {
-                self.give_back(capture);
+                self.put_back(capture);
                 Err(error)
             }
         }
     }
 
     /// The cut: no command is under way, and the gate is closed while the roots are taken.
-    fn capture(&self) -> Capture {
+    fn capture(&self, look_again: &HashSet<SegmentId>) -> Capture {
         let commands = self.commands.lock();
         let close_gate = || {
             let mut gate = self.log.enter();
@@ -202,9 +259,10 @@ impl Engine {
             let dirty_bytes = self.nodes.dirty_bytes();
             ((cut, objects, maps, gone, dirty_bytes), self.space.at_cut())
         };
-        let (at_cut, space) = self
-            .space
-            .image(close_gate, |at_cut, with_dead| self.log.segment_entries(with_dead, at_cut.0));
+        let (at_cut, space) = self.space.image(close_gate, |at_cut, with_dead| {
+            let also = with_dead.union(look_again).copied().collect();
+            self.log.segment_entries(&also, at_cut.0)
+        });
         let ((cut, _), objects, maps, gone, dirty_bytes) = at_cut;
         let objects = objects
             .into_iter()
@@ -219,7 +277,58 @@ impl Engine {
         Capture { cut, objects, gone, space, dirty_bytes }
     }
 
-    fn give_back(&self, capture: Capture) {
+    /// Say what of the segments that changed is dead as of the cut, and how they leave.
+    fn find_dead(&self, state: &mut Checkpoints, capture: &mut Capture, aim: Aim) -> Found {
+        let at_cut = capture.cut.position.locator().segment();
+        let mut found = Found::default();
+        let mut again = HashSet::new();
+        for entry in &mut capture.space.segments {
+            let (dead, slots) = &capture.space.dead[&entry.id];
+            let empty = entry.used != 0 && entry.living(*dead) == 0;
+            // Opening begins in the segment that holds the cut.
+            if empty && entry.id < at_cut {
+                found.dropped.push(entry.id);
+                continue;
+            }
+            if empty {
+                again.insert(entry.id);
+            }
+            if aim != Aim::Usual && self.reclaim.pays(entry, *dead, aim == Aim::AllDead) {
+                entry.thinned = true;
+                found.thinned.push((entry.id, slots.clone()));
+            }
+        }
+        self.log.set_thinned(found.thinned.iter().map(|(id, _)| *id));
+        capture.space.dropped.clone_from(&found.dropped);
+        state.look_again = again;
+        found
+    }
+
+    /// The checkpoint is written: once the other slot holds it too, what it found may go.
+    fn allow_reclaim(&self, found: Found) -> Result<()> {
+        self.log.forget_segments(&found.dropped);
+        self.space.dropped(&found.dropped);
+        if !found.is_empty() {
+            self.log.commit_again()?;
+            self.reclaim.allow(found);
+        }
+        Ok(())
+    }
+
+    /// Nothing of a segment can be given back while it is appended to: begin another one where
+    /// that pays.
+    fn end_segment_with_dead(&self, aim: Aim) -> Result<()> {
+        let Some((open, blocks)) = self.log.open_segment() else { return Ok(()) };
+        let dead = self.space.dead_counts().get(&open).copied().unwrap_or(0);
+        let enough = match aim {
+            Aim::Usual | Aim::Time => false,
+            Aim::Deaths => dead >= OPEN_DEAD_MIN || dead > 0 && dead >= blocks / 2,
+            Aim::AllDead => dead > 0 || blocks == 0,
+        };
+        if enough { Ok(self.log.seal()?) } else { Ok(()) }
+    }
+
+    fn put_back(&self, capture: Capture) {
         capture.objects.iter().for_each(|at_cut| self.changed.note(&at_cut.object));
         capture.gone.iter().for_each(|id| self.changed.note_gone(*id));
         let numbers = capture.space.places.iter();
@@ -227,7 +336,12 @@ impl Engine {
         self.space.unimage(numbers, capture.space.dead.keys().copied());
     }
 
-    fn write_capture(&self, state: &mut Checkpoints, capture: &Capture) -> Result<()> {
+    fn write_capture(
+        &self,
+        state: &mut Checkpoints,
+        capture: &Capture,
+        gone_nodes: &BTreeSet<SegmentId>,
+    ) -> Result<()> {
         // Footers too, for what the file table calls sealed must be: a footer is synced with the
         // batch that comes next, or by `Log::seal`.
         self.log.commit(capture.cut.sequence)?;
@@ -244,12 +358,16 @@ impl Engine {
             *root = tree::update(&read, &mut write, root.as_ref(), &changes)?;
             writer.flush(nodes)?;
         }
-        let files = image::files(&capture.space, state.nodes.grown());
+        let files = image::files(&capture.space, state.nodes.grown(), gone_nodes);
         let old_tables = self.write_file_table(state, &mut roots, files)?;
         state.nodes.sync(&self.log)?;
         state.tables.sync(&self.log)?;
         let listed = image::roots(&roots);
         self.log.commit_checkpoint(capture.cut, &listed, state.tables.newest())?;
+        state.node_files.extend(state.nodes.grown().iter().map(|(id, (_, units))| (*id, *units)));
+        state.node_files.retain(|id, _| !gone_nodes.contains(id));
+        let units = state.node_files.values().map(|units| u64::from(*units)).sum();
+        self.counters.node_units.store(units, Ordering::Relaxed);
         state.nodes.forget_grown();
         (state.roots, state.cut) = (roots, capture.cut);
         self.counters.checkpointed.store(capture.cut.sequence.0, Ordering::Relaxed);

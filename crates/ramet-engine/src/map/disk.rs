@@ -56,6 +56,15 @@ pub(crate) fn encode(node: &Arc<Node>, first: u64) -> Result<Vec<u8>, Missing> {
     Ok(out)
 }
 
+/// The children that an inner node of `height` refers to; `None` where it cannot be one.
+pub(crate) fn children(bytes: &[u8], height: u8) -> Option<Vec<NodeReference>> {
+    let mut from = Reader::new(bytes, 0);
+    let header = NodeHeader::decode(&mut from, bytes.len())?;
+    from.u64()?;
+    let is_inner = header.kind == NodeKind::MapInner && header.height == height && height > 0;
+    is_inner.then(|| (0..header.count).map(|_| take_reference(&mut from)).collect())?
+}
+
 /// The body in verified bytes, for a node of `height` of which `reference` speaks; `stub` gives
 /// its children. `None` where it cannot be.
 pub(crate) fn decode(

@@ -44,6 +44,13 @@ struct Stored {
 #[derive(Clone)]
 pub struct Missing(pub Arc<Node>);
 
+impl Missing {
+    /// Whether both speak of one node.
+    pub(crate) fn is(&self, other: &Missing) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 impl std::fmt::Debug for Missing {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "Missing({:?})", self.0.reference())

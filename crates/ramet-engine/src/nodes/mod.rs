@@ -5,6 +5,7 @@
 //! memory once (so that "the same node" is one comparison); only what is stored is taken out of
 //! memory; while somebody holds `hold`, nothing is.
 
+pub(crate) mod count;
 mod files;
 pub(crate) mod tree;
 mod writer;
@@ -95,6 +96,20 @@ impl Nodes {
         node
     }
 
+    /// The children of a map's inner node, as it is on disk.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub(crate) fn children(
+        &self,
+        reference: &NodeReference,
+        height: u8,
+    ) -> Result<Vec<NodeReference>, EngineError> {
+        let bytes = self.files.read(reference)?;
+        let damaged = || self.files.damaged(reference, "its content contradicts its parent");
+        disk::children(&bytes, height).ok_or_else(damaged)
+    }
+
     /// Get a node's body into memory.
     ///
     /// # Errors
@@ -126,10 +141,20 @@ impl Nodes {
         &self,
         mut attempt: impl FnMut() -> Result<T, Missing>,
     ) -> Result<T, EngineError> {
+        let mut unread: Option<(Missing, EngineError)> = None;
         loop {
-            match attempt() {
+            let missing = match attempt() {
                 Ok(done) => return Ok(done),
-                Err(missing) => self.load(&missing)?,
+                Err(missing) => missing,
+            };
+            match unread.take() {
+                Some((node, error)) if node.is(&missing) => return Err(error),
+                Some(_) | None => {}
+            }
+            // A node that was replaced after it was looked at may be given back: then another one
+            // is missing the next time, or none.
+            if let Err(error) = self.load(&missing) {
+                unread = Some((missing, error));
             }
         }
     }

@@ -35,8 +35,6 @@ pub struct Thing {
 #[derive(Clone, Debug, Default)]
 pub struct Pool {
     pub things: BTreeMap<String, Arc<Thing>>,
-    /// Blocks ever written.
-    pub written_count: u64,
 }
 
 /// What happens at once.
@@ -100,17 +98,16 @@ impl Pool {
         self.things.iter().map(one).fold(0, |mark, next| mark ^ next)
     }
 
-    /// Blocks that were written and that nobody holds any more.
-    pub fn dead_count(&self) -> u64 {
+    /// Blocks that somebody holds, each once.
+    pub fn living_count(&self) -> u64 {
         let blocks = self.things.values().flat_map(|thing| thing.blocks.values());
         let held: HashSet<u64> = blocks.map(|block| block.version).collect();
-        self.written_count - held.len() as u64
+        held.len() as u64
     }
 
     pub fn apply(&mut self, atom: &Atom) {
         match atom {
             Atom::Write { name, index, block } => {
-                self.written_count += 1;
                 self.thing_mut(name).set(*index, *block);
             }
             Atom::Clear { name, first, end } => self.thing_mut(name).clear(*first, *end),

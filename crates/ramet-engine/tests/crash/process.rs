@@ -131,6 +131,11 @@ impl File for ProcessFile {
         self.file.allocate(offset_bytes, length_bytes)
     }
 
+    fn punch(&self, offset_bytes: u64, length_bytes: u64) -> Result<bool> {
+        self.life.change()?;
+        self.file.punch(offset_bytes, length_bytes)
+    }
+
     fn sync(&self) -> Result<()> {
         self.life.change()?;
         self.file.sync()
@@ -148,5 +153,10 @@ impl File for ProcessFile {
     fn length_bytes(&self) -> Result<u64> {
         self.life.look()?;
         self.file.length_bytes()
+    }
+
+    fn allocated_bytes(&self) -> Result<u64> {
+        self.life.look()?;
+        self.file.allocated_bytes()
     }
 }

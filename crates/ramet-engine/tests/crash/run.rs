@@ -79,6 +79,7 @@ pub struct Totals {
     pub loaded: u64,
     pub sealed: u64,
     pub replayed: u64,
+    pub given_back_bytes: u64,
 }
 
 impl Totals {
@@ -98,6 +99,7 @@ impl Totals {
         self.loaded += other.loaded;
         self.sealed += other.sealed;
         self.replayed += other.replayed;
+        self.given_back_bytes += other.given_back_bytes;
     }
 }
 
@@ -278,8 +280,14 @@ impl Run {
             Step::Idle { times } => (0..*times).try_for_each(|_| {
                 self.clock += Duration::from_secs(2);
                 engine.step(self.clock)?;
-                engine.step_checkpoint(self.clock).map(drop)
+                engine.step_checkpoint(self.clock)?;
+                engine.step_reclaim(self.clock).map(drop)
             }),
+            Step::Reclaim { all } => {
+                let reclaimed = engine.reclaim(*all, &mut |_| true)?;
+                self.totals.given_back_bytes += reclaimed.given_back_bytes;
+                Ok(())
+            }
             Step::Close | Step::Kill => unreachable!("seen to above"),
         }
     }
@@ -317,24 +325,24 @@ impl Run {
         if moments.is_empty() {
             self.panic_about(found);
         }
-        let counts: HashSet<u64> = moments.iter().map(Pool::dead_count).collect();
-        let dead = self.walk()?;
-        let dead = dead.unwrap_or_else(|| moments[0].dead_count());
-        assert!(counts.contains(&dead), "{}: {dead} dead blocks, not {counts:?}", self.context);
-        let moment = moments.into_iter().find(|moment| moment.dead_count() == dead);
+        let counts: HashSet<u64> = moments.iter().map(Pool::living_count).collect();
+        let living = self.walk()?;
+        let living = living.unwrap_or_else(|| moments[0].living_count());
+        assert!(counts.contains(&living), "{}: {living} living, not {counts:?}", self.context);
+        let moment = moments.into_iter().find(|moment| moment.living_count() == living);
         self.history.settle(moment.expect("looked at just now"));
         self.fresh = false;
         Ok(())
     }
 
-    /// Count what is dead, once everything that waits is answered; `None` where something cannot
+    /// Count what lives, once everything that waits is answered; `None` where something cannot
     /// be.
     pub fn walk(&mut self) -> Result<Option<u64>> {
         let engine = self.engine().clone();
         for _ in 0..WALKS_MAX {
             let stats = engine.stats()?;
             if stats.dying_count == 0 {
-                return Ok(Some(stats.dead_bytes / BLOCK_BYTES));
+                return Ok(Some(stats.living_bytes / BLOCK_BYTES));
             }
             if !engine.step(self.clock)? && engine.stats()?.dying_count > 0 {
                 return Ok(None);

@@ -67,6 +67,10 @@ pub enum Step {
         names: Vec<String>,
     },
     Checkpoint,
+    /// Give back what is dead, all of it or what pays.
+    Reclaim {
+        all: bool,
+    },
     /// Time goes by, and background work is done.
     Idle {
         times: u64,
@@ -93,6 +97,7 @@ impl Step {
             Step::Flush | Step::Checkpoint | Step::Idle { .. } | Step::Close | Step::Kill => {
                 return Vec::new();
             }
+            Step::Reclaim { .. } => return Vec::new(),
             Step::Create { name, sectors } => {
                 let thing = Thing::new(true, sectors * SECTOR_BYTES);
                 after.things.insert(name.clone(), Arc::new(thing));
@@ -134,7 +139,7 @@ impl Step {
             Step::Write { fua, .. } => *fua,
             // A range that is empty already is not written to the log.
             Step::Clear { .. } | Step::Idle { .. } | Step::Kill => false,
-            Step::Checkpoint => false,
+            Step::Checkpoint | Step::Reclaim { .. } => false,
             Step::Create { .. }
             | Step::Flush
             | Step::Snapshot { .. }
@@ -234,7 +239,8 @@ impl Script {
             }
             76..=77 => Step::Rename { name: volume, new: self.name() },
             78..=81 => self.delete(pool),
-            82..=86 => Step::Checkpoint,
+            82..=84 => Step::Checkpoint,
+            85..=86 => Step::Reclaim { all: self.random.below(2) == 0 },
             87..=93 => Step::Idle { times: 1 + self.random.below(4) },
             94..=96 => Step::Close,
             97..=99 => Step::Kill,

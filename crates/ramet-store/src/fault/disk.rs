@@ -6,7 +6,7 @@
 //! sectors, each name by itself. A rename is one change: its file never has two names, nor none.
 
 use super::random::Random;
-use crate::memory::{Contents, Entry, Names, parent};
+use crate::memory::{Contents, Entry, Names, PAGE_BYTES, parent};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -39,8 +39,16 @@ enum Change {
         offset_bytes: u64,
         bytes: Arc<[u8]>,
     },
-    /// The file is at least this long: its length may get there before or without its bytes.
-    Grow(u64),
+    /// The file has room for a range: its length may get there before or without its bytes.
+    Allocate {
+        offset_bytes: u64,
+        length_bytes: u64,
+    },
+    /// Pages of the range are given back: each may be, or not.
+    Punch {
+        offset_bytes: u64,
+        length_bytes: u64,
+    },
     SetLength(u64),
 }
 
@@ -164,13 +172,27 @@ impl Change {
     fn apply(&self, contents: &mut Contents) {
         match self {
             Change::Write { offset_bytes, bytes } => contents.write(bytes, *offset_bytes),
-            Change::Grow(length_bytes) => contents.grow(*length_bytes),
+            Change::Allocate { offset_bytes, length_bytes } => {
+                contents.allocate(*offset_bytes, *length_bytes);
+            }
+            Change::Punch { offset_bytes, length_bytes } => {
+                contents.punch(*offset_bytes, *length_bytes);
+            }
             Change::SetLength(length_bytes) => contents.set_length(*length_bytes),
         }
     }
 
-    /// Some sectors of a write; what is no write is done or not.
+    /// Some sectors of a write, some pages of a punch; anything else is done or not.
     fn apply_torn(&self, contents: &mut Contents, random: &mut Random) {
+        if let Change::Punch { offset_bytes, length_bytes } = self {
+            let page = PAGE_BYTES as u64;
+            for at in (*offset_bytes..offset_bytes + length_bytes).step_by(PAGE_BYTES) {
+                if random.below(2) == 0 {
+                    contents.punch(at, page.min(offset_bytes + length_bytes - at));
+                }
+            }
+            return;
+        }
         let Change::Write { offset_bytes, bytes } = self else {
             if random.below(2) == 0 {
                 self.apply(contents);
@@ -259,7 +281,7 @@ impl Disk {
     pub(super) fn write(&mut self, inode: Inode, bytes: &[u8], offset_bytes: u64) {
         let end = offset_bytes + bytes.len() as u64;
         if self.contents(inode).length_bytes() < end {
-            self.grow(inode, end);
+            self.allocate(inode, offset_bytes, bytes.len() as u64);
         }
         self.change(inode, Change::Write { offset_bytes, bytes: bytes.into() });
     }
@@ -279,8 +301,12 @@ impl Disk {
         }
     }
 
-    pub(super) fn grow(&mut self, inode: Inode, length_bytes: u64) {
-        self.change(inode, Change::Grow(length_bytes));
+    pub(super) fn allocate(&mut self, inode: Inode, offset_bytes: u64, length_bytes: u64) {
+        self.change(inode, Change::Allocate { offset_bytes, length_bytes });
+    }
+
+    pub(super) fn punch(&mut self, inode: Inode, offset_bytes: u64, length_bytes: u64) {
+        self.change(inode, Change::Punch { offset_bytes, length_bytes });
     }
 
     pub(super) fn set_length(&mut self, inode: Inode, length_bytes: u64) {

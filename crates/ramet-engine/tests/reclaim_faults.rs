@@ -1,0 +1,150 @@
+//! Giving space back on a store that fails on purpose: the power goes, an operation fails or a
+//! process ends at every operation of reclaim. What is held stays readable, what is not comes back.
+
+mod crash;
+
+use crash::model::BLOCK_BYTES;
+use crash::run::{Run, Totals};
+use crash::script::{Step, create, delete, snapshot_of, write};
+use crash::{damage_newer_slot, sampled};
+use ramet_store::{Fault, Kept, Store, When};
+
+/// Fates of what was not synced, for each moment.
+const FATES: u64 = 3;
+/// Moments of a story at which something happens, about.
+const MOMENTS_MAX: u64 = 150;
+/// Random scripts, and their steps.
+const SCRIPTS: u64 = 12;
+const STEPS: usize = 60;
+
+/// What the files of the log and of maps take.
+fn taken_bytes(run: &Run) -> u64 {
+    let mut bytes = 0;
+    for directory in ["segments", "nodes"] {
+        for name in run.store.list(directory).expect("listed") {
+            let file = run.store.open(&format!("{directory}/{name}"), false).expect("opened");
+            bytes += file.allocated_bytes().expect("looked");
+        }
+    }
+    bytes
+}
+
+/// Three generations of a volume in several segments of 1 MiB; the older ones are deleted, and half
+/// of the volume is overwritten.
+fn story() -> Run {
+    let mut run = Run::quiet(7);
+    run.steps(&[create("a", 4096), create("b", 4096)]);
+    for generation in 0..3u64 {
+        for piece in 0..6 {
+            let stamp = 100_000 * (generation + 1) + 1000 * piece;
+            run.steps(&[
+                write("a", 100 * piece, 90, stamp),
+                write("b", 10 * piece, 3, stamp + 900),
+            ]);
+        }
+        run.steps(&[snapshot_of("a", &format!("a-{generation}"))]);
+        if generation == 1 {
+            run.steps(&[Step::Checkpoint]);
+        }
+    }
+    run.steps(&[delete("a-0"), delete("a-1"), write("a", 0, 300, 900_000)]);
+    run
+}
+
+#[test]
+fn what_nobody_holds_comes_back() {
+    let mut run = story();
+    let before = taken_bytes(&run);
+    run.steps(&[Step::Reclaim { all: true }]);
+    let living = run.engine().stats().expect("figures").living_bytes;
+    let after = taken_bytes(&run);
+    assert!(before > 2 * living, "there is much to give back");
+    // Two segments have a header and the page of a footer each, and nodes take a little.
+    assert!(after < living + (300 << 10), "{after} bytes for {living} that live");
+    let stats = run.engine().stats().expect("figures");
+    assert_eq!((stats.dying_count, stats.waiting_bytes), (0, 0));
+    run.steps(&[Step::Close]);
+    assert!(taken_bytes(&run) <= after + (64 << 10), "an opening takes nothing back");
+    run.steps(&[delete("a"), delete("a-2"), delete("b"), Step::Reclaim { all: true }]);
+    assert!(taken_bytes(&run) < 200 << 10, "{} bytes of nothing", taken_bytes(&run));
+}
+
+#[test]
+fn a_power_loss_at_any_operation_of_reclaim_loses_nothing() {
+    let first = story().store.changes_count();
+    let mut whole = story();
+    whole.steps(&[Step::Reclaim { all: true }]);
+    let last = whole.store.changes_count();
+    for change in sampled(first..last, MOMENTS_MAX, 1) {
+        let mut run = story();
+        run.store.plan(When::Change(change), Fault::PowerOff);
+        assert!(run.step(&Step::Reclaim { all: true }).is_err(), "the power did not go");
+        run.kill();
+        for kept in std::iter::once(Kept::Nothing).chain((0..FATES).map(Kept::Random)) {
+            let store = run.store.crash(kept);
+            let mut survivor = run.survivor(store, &format!("change {change}, {kept:?}"));
+            survivor.reopen().unwrap_or_else(|error| panic!("{}: {error}", survivor.context));
+            survivor.steps(&[write("b", 5, 10, 77_000), Step::Reclaim { all: true }]);
+            let living = survivor.engine().stats().expect("figures").living_bytes;
+            let taken = taken_bytes(&survivor);
+            // The segment that is appended to is allocated ahead, and one was not sealed.
+            assert!(taken < living + (2 << 20), "{}: {taken} for {living}", survivor.context);
+            survivor.steps(&[Step::Close]);
+        }
+    }
+}
+
+#[test]
+fn a_newer_slot_that_is_torn_finds_all_that_the_older_one_needs() {
+    let first = story().store.changes_count();
+    let mut whole = story();
+    whole.steps(&[Step::Reclaim { all: true }]);
+    let last = whole.store.changes_count();
+    for change in sampled(first..last, MOMENTS_MAX, 2) {
+        let mut run = story();
+        run.store.plan(When::Change(change), Fault::PowerOff);
+        assert!(run.step(&Step::Reclaim { all: true }).is_err(), "the power did not go");
+        run.kill();
+        let store = run.store.crash(Kept::Everything);
+        damage_newer_slot(&store);
+        let mut survivor = run.survivor(store, &format!("change {change}, slot damaged"));
+        survivor.reopen().unwrap_or_else(|error| panic!("{}: {error}", survivor.context));
+        survivor.steps(&[Step::Reclaim { all: true }, Step::Close]);
+    }
+}
+
+#[test]
+fn an_operation_of_reclaim_that_fails_loses_nothing() {
+    let first = story().store.changes_count();
+    let mut whole = story();
+    whole.steps(&[Step::Reclaim { all: true }]);
+    let last = whole.store.changes_count();
+    for fault in [Fault::Error, Fault::Full] {
+        for change in sampled(first..last, MOMENTS_MAX / 2, 3) {
+            let mut run = story();
+            run.context = format!("change {change}, {fault:?}");
+            run.store.plan(When::Change(change), fault);
+            let _ = run.step(&Step::Reclaim { all: true });
+            run.kill();
+            run.reopen().unwrap_or_else(|error| panic!("{}: {error}", run.context));
+            run.steps(&[Step::Reclaim { all: true }, Step::Close]);
+        }
+    }
+}
+
+#[test]
+fn random_scripts_keep_what_is_held_and_give_back_the_rest() {
+    let mut totals = Totals::default();
+    for seed in 0..SCRIPTS {
+        let mut run = Run::new(1000 + seed);
+        run.play(STEPS).unwrap_or_else(|error| panic!("{}: {error}", run.context));
+        run.steps(&[Step::Reclaim { all: true }]);
+        run.resync().unwrap_or_else(|error| panic!("{}: {error}", run.context));
+        let living = run.engine().stats().expect("figures").living_bytes;
+        let held = run.history.now.living_count() * BLOCK_BYTES;
+        assert_eq!(living, held, "{}: bytes that live", run.context);
+        totals.merge(&run.totals);
+        run.kill();
+    }
+    assert!(totals.given_back_bytes > 4 << 20, "{totals:?}");
+}

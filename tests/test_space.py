@@ -1,0 +1,156 @@
+"""P6 and P9: what nobody holds comes back, as much as was said before, whatever is deleted."""
+
+import json
+import random
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+import ramet
+from ramet.errors import NotFoundError
+from serving import run_ramet, serving
+
+BLOCK_BYTES = 4096
+MIB = 1024 * 1024
+OVERHEAD_BYTES = 2 * MIB + 128 * 1024
+"""The segment that is appended to, allocated ahead, and one prepared behind it."""
+
+
+def taken_bytes(path: Path) -> int:
+    """Count what the files of a pool take of the file system."""
+    return sum(item.stat().st_blocks * 512 for item in path.rglob("*") if item.is_file())
+
+
+def random_blocks(generator: random.Random, count: int) -> bytes:
+    return generator.randbytes(count * BLOCK_BYTES)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for the background; the time limit of the test bounds it."""
+    while not is_so():
+        threading.Event().wait(0.05)
+
+
+def test_a_dry_run_says_what_comes_back(pool: ramet.Pool) -> None:
+    """Random families: what a set would free is what lives less when it is deleted."""
+    generator = random.Random(8812)
+    pool.create_volumes("v-{n}", "16MiB", count=3)
+    for _ in range(60):
+        names = [item.name for item in pool.objects()]
+        volumes = [item.name for item in pool.objects() if item.kind == "volume"]
+        step = generator.randrange(10)
+        volume = pool.volume(generator.choice(volumes))
+        if step < 5:
+            at = generator.randrange(4000)
+            volume.write(at * BLOCK_BYTES, random_blocks(generator, generator.randrange(1, 60)))
+        elif step < 7:
+            volume.snapshot()
+        elif step < 9:
+            pool.clone(generator.choice(names), f"c-{len(names)}-{generator.random()}")
+        else:
+            volume.trim(0, 4 * MIB)
+    while len(pool.objects()) > 3:
+        names = [item.name for item in pool.objects()]
+        some = generator.sample(names, min(generator.randrange(1, 8), len(names) - 1))
+        freed_bytes = pool.frees(some)
+        pool.reclaim(everything=True)
+        before = pool.stats()["living_bytes"]
+        pool.delete(some)
+        pool.reclaim(everything=True)
+        after = pool.stats()["living_bytes"]
+        assert int(before) - int(after) == freed_bytes, f"deleting {some}"
+    assert pool.frees([item.name for item in pool.objects()]) == pool.stats()["living_bytes"]
+
+
+def test_what_is_deleted_is_given_back_without_being_asked(
+    pool: ramet.Pool, pool_path: Path
+) -> None:
+    generator = random.Random(3)
+    golden = pool.create_volume("golden", "64MiB")
+    golden.write(0, random_blocks(generator, 2048))
+    base = golden.snapshot("base")
+    clones = pool.clone(base, "vm-{n}", count=20)
+    for clone in clones:
+        clone.write(0, random_blocks(generator, 256))
+    pool.flush()
+    freed_bytes = pool.frees(clones[:10])
+    assert freed_bytes == 10 * MIB
+    before = taken_bytes(pool_path)
+    pool.delete(clones[:10])
+    # A segment may be prepared meanwhile.
+    wait_until(lambda: before + MIB - taken_bytes(pool_path) >= 0.97 * freed_bytes)
+    assert [clone.read(0, 4) for clone in clones[10:]]
+    assert golden.read(2047 * BLOCK_BYTES, BLOCK_BYTES) == base.read(
+        2047 * BLOCK_BYTES, BLOCK_BYTES
+    )
+
+
+def test_a_golden_with_many_clones_goes_and_they_stay(pool: ramet.Pool) -> None:
+    generator = random.Random(4)
+    content = random_blocks(generator, 256)
+    golden = pool.create_volume("golden", "16MiB")
+    golden.write(0, content)
+    base = golden.snapshot("base")
+    clones = pool.clone(base, "vm-{n}", count=1000)
+    for clone in clones[::10]:
+        clone.write(0, random_blocks(generator, 1))
+    assert pool.frees([golden, base]) == 0
+    pool.delete([golden, base])
+    pool.reclaim(everything=True)
+    assert clones[1].read(0, len(content)) == content
+    assert clones[10].read(BLOCK_BYTES, BLOCK_BYTES) == content[BLOCK_BYTES : 2 * BLOCK_BYTES]
+    assert pool.stats()["living_bytes"] == (256 + 100) * BLOCK_BYTES
+    pool.delete(clones[1::10])
+    pool.delete(clones[2::10])
+    pool.reclaim(everything=True)
+    assert clones[20].read(BLOCK_BYTES, BLOCK_BYTES) == content[BLOCK_BYTES : 2 * BLOCK_BYTES]
+    pool.delete([item.name for item in pool.objects()])
+    pool.reclaim(everything=True)
+    assert pool.stats()["living_bytes"] == 0
+
+
+def test_after_everything_is_deleted_nearly_nothing_is_left(
+    pool: ramet.Pool, pool_path: Path
+) -> None:
+    generator = random.Random(5)
+    volume = pool.create_volume("a", "64MiB")
+    for number in range(8):
+        volume.write(number * MIB, random_blocks(generator, 1024))
+        volume.snapshot()
+    pool.delete([item.name for item in pool.objects()])
+    done = pool.reclaim(everything=True)
+    assert done.is_done
+    assert (done.waiting_bytes, done.dying_count) == (0, 0)
+    pool.close()
+    assert taken_bytes(pool_path) < OVERHEAD_BYTES
+    with ramet.open(pool_path) as again:
+        assert again.objects() == []
+        again.create_volume("b", "1MiB").write(0, b"x")
+
+
+def test_a_dry_run_of_what_is_not_there_is_refused(pool: ramet.Pool) -> None:
+    pool.create_volume("a", "1MiB")
+    with pytest.raises(NotFoundError):
+        pool.frees(["a", "absent"])
+    assert pool.frees([]) == 0
+    assert pool.frees(["a", "a"]) == 0
+
+
+def test_the_command_says_what_a_delete_frees_and_gives_it_back(pool_path: Path) -> None:
+    with ramet.open(pool_path, create=True) as pool:
+        pool.create_volume("a", "16MiB").write(0, random.Random(1).randbytes(64 * BLOCK_BYTES))
+    for held in (False, True):
+        with serving(pool_path) if held else nullcontext():
+            told = run_ramet("-p", pool_path, "--json", "delete", "a", "--dry-run")
+            assert json.loads(told.stdout) == {"freed_bytes": 64 * BLOCK_BYTES, "names": ["a"]}
+            told = run_ramet("-p", pool_path, "delete", "a", "--dry-run")
+            assert told.stdout == "256 KiB would come back; nothing was deleted\n"
+    with serving(pool_path):
+        assert run_ramet("-p", pool_path, "delete", "a").returncode == 0
+        done = json.loads(run_ramet("-p", pool_path, "--json", "reclaim", "--all").stdout)
+        assert done["is_done"]
+        assert done["waiting_bytes"] == 0
+    assert "given back" in run_ramet("-p", pool_path, "reclaim").stdout
