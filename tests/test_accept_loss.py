@@ -20,7 +20,9 @@ HEADER = b"RBAT"
 def damaged_pool(pool_path: Path) -> Path:
     """A pool that was killed, whose log is damaged between two writes to "db"."""
     with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
-        pool.create_volume("db", "1MiB").write(0, b"a" * BLOCK_BYTES)
+        volume = pool.create_volume("db", "1MiB")
+        volume.write(0, b"a" * BLOCK_BYTES)
+        volume.write(100 * BLOCK_BYTES, b"k" * BLOCK_BYTES)
     pool = ramet.open(pool_path)
     volume = pool.volume("db")
     for block, letter in enumerate((b"b", b"c", b"d")):

@@ -4,6 +4,7 @@
 //! Calls the log; called by front ends and the binding. Invariant: the table shows durable objects
 //! only.
 
+use crate::changes::Replayer;
 use crate::checkpoint::load::{self, Reached, remove_orphans};
 use crate::checkpoint::{Aim, Checkpoints};
 use crate::command::Prepared;
@@ -15,7 +16,7 @@ use crate::object::{Changed, Object, ObjectInfo, Table};
 use crate::reclaim::Reclaim;
 use crate::record::Record;
 use crate::space::Space;
-use crate::volume::{Replayer, VolumeDevice};
+use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
 use parking_lot::{Mutex, RwLock};
 use ramet_log::format::node::NodeFileKind;
@@ -213,13 +214,12 @@ impl Engine {
         if let (Some(older), None, false) = (&opened.older, &loss, read_only) {
             remove_orphans(&log, &[&opened.reached, older]);
         }
-        let log_uuid = Uuid::from_bytes(log.uuid());
         let Reached { roots, table_files, node_files } = opened.reached;
         let node_units = node_files.values().map(|units| u64::from(*units)).sum();
         let checkpoints = Checkpoints::new(table_nodes, roots, opened.cut, table_files, node_files);
         let engine = Engine {
+            log_uuid: Uuid::from_bytes(log.uuid()),
             log,
-            log_uuid,
             table: RwLock::new(opened.table),
             heads: opened.heads,
             space: opened.space,

@@ -5,6 +5,7 @@
 //! Invariants: log order is the order in which writes become visible; a map is changed inside the
 //! gate only.
 
+mod changes;
 mod checkpoint;
 mod command;
 mod device;
