@@ -367,7 +367,8 @@ impl VolumeDevice {
         loop {
             let mut edges = Vec::with_capacity(2);
             let Some(bytes) = self.merge_zeros(offset_bytes, length, &mut edges)? else {
-                return Ok(());
+                // The hole may be there since a trim that is not durable.
+                return if fua { self.flush() } else { Ok(()) };
             };
             if self.append(range, &[(first, &bytes)], &edges, None, fua)? {
                 return Ok(());

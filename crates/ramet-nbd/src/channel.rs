@@ -6,14 +6,14 @@
 use crate::transport::{Received, Transport};
 
 /// Either buffer at the start and after silence.
-const SILENT_BYTES: usize = 4 << 10;
+const SILENT_BYTES: usize = 1 << 10;
 /// The receive buffer under load: what a socket holds is taken in one receive.
 const RECEIVE_BYTES: usize = 256 << 10;
 /// The reply buffer under load: eight reads of 4 KiB with room to spare.
 const REPLY_BYTES: usize = 64 << 10;
 /// A buffer that had to grow beyond this for one message shrinks right after it.
 const KEPT_BYTES_MAX: usize = 4 << 20;
-/// How much larger the receive buffer gets at once, for a message that does not fit.
+/// How much larger the receive buffer gets at once: a few bytes must not cost many.
 const GROWTH: usize = 4;
 /// Reads in one send. More would keep the client waiting while the server works: 32 was measured
 /// to be a fifth slower.
@@ -181,9 +181,10 @@ impl Channel {
         let oversized = capacity_bytes > KEPT_BYTES_MAX && wanted_bytes <= RECEIVE_BYTES;
         self.filled_last = false;
         if busy || oversized {
-            self.reallocate(RECEIVE_BYTES.max(pending_bytes + 1));
+            let grown_bytes = if busy { capacity_bytes * GROWTH } else { RECEIVE_BYTES };
+            self.reallocate(grown_bytes.min(RECEIVE_BYTES).max(pending_bytes + 1));
         } else if wanted_bytes > capacity_bytes && pending_bytes >= capacity_bytes / GROWTH {
-            self.reallocate(wanted_bytes.min((capacity_bytes * GROWTH).max(RECEIVE_BYTES)));
+            self.reallocate(wanted_bytes.min(capacity_bytes * GROWTH));
         } else if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -198,8 +199,9 @@ impl Channel {
     fn give_back_memory(&mut self) {
         self.replies = Vec::new();
         let pending_bytes = self.end - self.start;
-        if pending_bytes < SILENT_BYTES && self.received.len() > SILENT_BYTES {
-            self.reallocate(SILENT_BYTES);
+        let kept_bytes = (pending_bytes + 1).next_power_of_two().max(SILENT_BYTES);
+        if self.received.len() > kept_bytes {
+            self.reallocate(kept_bytes);
         }
     }
 

@@ -129,6 +129,7 @@ impl<'a> Negotiation<'a> {
             return Err(Ended);
         }
         let attachment = self.membership.open(self.exports, name).map_err(|_| Ended)?;
+        self.membership.succeed(&attachment).map_err(|_| Ended)?;
         let info = self.info_export(name, &attachment);
         self.keep_contexts_of(name, &attachment);
         // The same size and flags as INFO_EXPORT, which starts with its own number.
@@ -164,7 +165,13 @@ impl<'a> Negotiation<'a> {
             Ok(request) => request,
             Err(error) => return self.refuse(option, REP_ERR_INVALID, &error.to_string()),
         };
-        let attachment = match self.membership.open(self.exports, &request.name) {
+        let opened = self.membership.open(self.exports, &request.name).and_then(|attachment| {
+            if option == OPT_GO {
+                self.membership.succeed(&attachment)?;
+            }
+            Ok(attachment)
+        });
+        let attachment = match opened {
             Ok(attachment) => attachment,
             Err(refusal) => {
                 let (reply, text) = explain(&refusal, self.membership.registry().is_closing());

@@ -105,6 +105,8 @@ impl Registry {
             member.control.stop();
             ended_count += 1;
         }
+        // Who waits for a predecessor to end.
+        self.changed.notify_all();
         // Who was opening cannot know yet that it is refused; who opens later finds out.
         let in_the_way = |member: &Member| {
             attached(member) || member.opening.is_some_and(|ticket| ticket < before)
@@ -155,6 +157,7 @@ impl Registry {
         for member in state.members.values() {
             member.control.stop();
         }
+        self.changed.notify_all();
         self.wait_until_empty(&mut state, cut_off);
         state.members.len()
     }
@@ -219,6 +222,45 @@ impl Membership {
         let (size_bytes, read_only) = (device.get().size_bytes(), device.get().read_only());
         let shape = ExportShape { size_bytes, read_only };
         Ok(Attachment { export, shape, device })
+    }
+
+    /// Before an attachment is used: cancel what sessions of the same object still do whose clients
+    /// are gone, and wait for it.
+    ///
+    /// A client that lost its connection does again what was not answered, and goes on; nothing of
+    /// the old connection may land after that.
+    ///
+    /// # Errors
+    /// `Closing`; `Refused` where this connection is ended meanwhile.
+    pub(crate) fn succeed(&self, attachment: &Attachment) -> Result<(), Refusal> {
+        let object = attachment.export.object;
+        let mut state = self.registry.state.lock();
+        let mut dead = HashSet::new();
+        for (id, member) in &state.members {
+            let other = *id != self.id && member.objects.contains(&object);
+            if other && member.control.hangup.is_peer_gone() {
+                member.control.stop();
+                dead.insert(*id);
+            }
+        }
+        if dead.is_empty() {
+            return Ok(());
+        }
+        // Who was waiting itself, and has just been stopped.
+        self.registry.changed.notify_all();
+        let holds = |state: &State, id| {
+            state.members.get(id).is_some_and(|member| member.objects.contains(&object))
+        };
+        while dead.iter().any(|id| holds(&state, id)) {
+            if self.registry.is_closing() {
+                return Err(Refusal::Closing);
+            }
+            if self.control.is_stopped() {
+                return Err(Refusal::Refused);
+            }
+            self.registry.changed.wait(&mut state);
+        }
+        Ok(())
     }
 
     /// Hold what tells the changes of an object since a snapshot.

@@ -29,6 +29,9 @@ pub(crate) trait Hangup: Send + Sync {
     /// The session gets what was received already, then the end; it can still answer.
     fn stop_receiving(&self);
 
+    /// The peer has closed the connection: it will see no answer, and nobody waits for one.
+    fn is_peer_gone(&self) -> bool;
+
     /// Every receive and send of the session fails from now on, blocked ones included.
     fn hang_up(&self);
 }

@@ -5,6 +5,7 @@
 
 use crate::error::NbdError;
 use crate::transport::{Accepted, Hangup, Listener, Received, Transport};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{
@@ -218,6 +219,14 @@ impl Hangup for UnixHangup {
     fn stop_receiving(&self) {
         // Fails only where the peer is gone, which is what was wanted.
         let _ = rustix::net::shutdown(&*self.0, Shutdown::Read);
+    }
+
+    fn is_peer_gone(&self) -> bool {
+        // Half-closed is not gone: such a peer still reads what it is answered.
+        let mut polled = [PollFd::new(&*self.0, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let gone = PollFlags::HUP | PollFlags::ERR;
+        rustix::event::poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(gone)
     }
 
     fn hang_up(&self) {

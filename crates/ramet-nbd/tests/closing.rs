@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+const EXPORT_NAME: u32 = 1;
 const GO: u32 = 7;
 const ESHUTDOWN: u32 = 108;
 
@@ -48,6 +49,77 @@ fn close_connections_returns_after_a_stalled_write_has_landed() {
     });
     assert_eq!(bystander.read(0, 1), [0x5a]);
     assert_eq!(served.volume.changes_count.load(SeqCst), 1);
+}
+
+/// The story: a client died while its write was stalled in the server, and started anew; the new
+/// connection wrote, was answered, and then the stalled write of the old one landed on top.
+#[test]
+fn a_stalled_write_of_a_dead_connection_lands_before_its_successor_is_served() {
+    let served = Served::new();
+    let mut bystander = served.attach("volume");
+    let mut dying = served.attach("volume");
+    served.volume.write_gate.close();
+    let mut bytes = request(0, WRITE, 1, (0, 4));
+    bytes.extend(b"old!");
+    bytes.extend(request(0, WRITE, 2, (0, 4)));
+    bytes.extend(b"late");
+    dying.send(&bytes);
+    served.volume.write_gate.wait_for_caller();
+    drop(dying);
+    for option in [GO, EXPORT_NAME] {
+        let mut successor = served.connect();
+        successor.greet(3);
+        let name = info_data("volume", &[]);
+        successor.send_option(option, if option == GO { &name } else { b"volume" });
+        successor.expect_silence();
+        if option == GO {
+            // Dead as well; who comes next waits for both.
+            continue;
+        }
+        served.volume.write_gate.open();
+        successor.receive(10);
+        assert_eq!(successor.write(0, 0, b"new!"), 0);
+        assert_eq!(bystander.read(0, 4), b"new!", "whose client lives is not concerned");
+        assert_eq!(served.volume.changes_count.load(SeqCst), 2, "the late one was canceled");
+        assert_eq!(served.exports.attached_count(), 2);
+    }
+}
+
+#[test]
+fn a_snapshot_or_another_volume_does_not_wait_for_a_dead_connection() {
+    let served = Served::new();
+    let mut dying = served.attach("volume");
+    served.volume.write_gate.close();
+    dying.send_request(0, WRITE, 1, (0, 1));
+    dying.send(b"x");
+    served.volume.write_gate.wait_for_caller();
+    drop(dying);
+    assert_eq!(served.attach("snapshot").read(0, 1), [0x5a]);
+    served.volume.write_gate.open();
+}
+
+#[test]
+fn closing_does_not_wait_for_a_successor_that_waits() {
+    let limits = Limits {
+        close_answer: Duration::from_millis(10),
+        close_cut_off: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let served = Served::with_limits(limits);
+    let mut dying = served.attach("volume");
+    served.volume.write_gate.close();
+    dying.send_request(0, WRITE, 1, (0, 1));
+    dying.send(b"x");
+    served.volume.write_gate.wait_for_caller();
+    drop(dying);
+    let mut successor = served.connect();
+    successor.greet(3);
+    successor.send_option(GO, &info_data("volume", &[]));
+    served.exports.wait_until_attached(2);
+    let closed = served.server.close();
+    let only_the_stalled = NbdError::CloseTimeout { connections_count: 1 };
+    assert_eq!(closed.unwrap_err().to_string(), only_the_stalled.to_string());
+    served.volume.write_gate.open();
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// No answer takes so long; a test fails rather than hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// An answer that nothing holds up takes far less.
+const SILENCE: Duration = Duration::from_millis(300);
 
 pub struct Client {
     pub stream: UnixStream,
@@ -84,6 +86,14 @@ impl Client {
             // What we sent was still unread when the server closed.
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
         }
+    }
+
+    /// The server says nothing for a while: it must be waiting for something.
+    pub fn expect_silence(&mut self) {
+        self.stream.set_read_timeout(Some(SILENCE)).unwrap();
+        let error = self.stream.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// Take the greeting and answer it.

@@ -1,0 +1,83 @@
+"""What clients that never finish cost the service: bounded memory, and nobody's time."""
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import nbd_client
+from nbd_client import receive
+from serving import Serving, make_pool, serving
+
+MIB = 2**20
+CONNECTIONS_COUNT = 1000
+KEPT_BYTES_MAX = 20 * MIB
+"""What the allocator keeps for next time after the first crowd, in its arenas."""
+LEFT_BYTES_MAX = 10 * MIB
+"""What further crowds may add to that."""
+OPEN_BYTES_MAX = 32 * MIB
+"""While they are there: each has a thread, which touches two pages or three of its stack, and a
+buffer a few times as large as what it sent."""
+KINDS_COUNT = 6
+
+
+def facts_of(process_id: int) -> tuple[int, int]:
+    """Give a process's resident bytes and its number of threads."""
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{process_id}/status").read_text().splitlines()
+    )
+    return int(fields["VmRSS"].split()[0]) * 1024, int(fields["Threads"])
+
+
+def abandon(socket_path: Path, kind: int) -> socket.socket:
+    """Connect, come so far, and say no more."""
+    stream = socket.socket(socket.AF_UNIX)
+    stream.settimeout(nbd_client.ANSWER_SECONDS_MAX)
+    stream.connect(str(socket_path))
+    if kind == 0:
+        return stream
+    receive(stream, 18)
+    stream.sendall(struct.pack(">I", 3))
+    if kind == 1:
+        stream.sendall(b"IHAVEOPT" + struct.pack(">II", 7, 60_000) + b"x" * 100)
+    elif kind > 1:
+        nbd_client.go(stream, "db")
+    if kind > 2:
+        announced = struct.pack(">IHHQQI", 0x2560_9513, 0, 1, 1, 0, 32 * MIB)
+        # The first is the header alone, the next has less than a block, the last has more.
+        stream.sendall(announced + b"x" * {3: 0, 4: 1000, 5: 5000}[kind])
+    return stream
+
+
+@contextmanager
+def abandoned(served: Serving) -> Iterator[None]:
+    """A thousand connections that go no further; afterwards they are closed, and forgotten."""
+    threads_count = facts_of(served.process_id)[1]
+    streams = [abandon(served.nbd_path, it % KINDS_COUNT) for it in range(CONNECTIONS_COUNT)]
+    yield
+    for stream in streams:
+        stream.close()
+    while facts_of(served.process_id)[1] > threads_count:
+        pass
+
+
+@pytest.mark.slow
+def test_a_thousand_abandoned_connections_leave_no_memory_behind(pool_path: Path) -> None:
+    with serving(make_pool(pool_path)) as served:
+        with served.verbs() as verbs:
+            verbs.create_volumes(["db"], "64MiB", None)
+        with served.connect("db") as client:
+            client.write(0, b"x" * MIB)
+            client.flush()
+        before, _ = facts_of(served.process_id)
+        kept = before
+        for bytes_max in (KEPT_BYTES_MAX, LEFT_BYTES_MAX, LEFT_BYTES_MAX):
+            with abandoned(served), served.connect("db") as client:
+                assert client.read(0, MIB) == b"x" * MIB, "others are served meanwhile"
+                assert facts_of(served.process_id)[0] < before + OPEN_BYTES_MAX
+            left, _ = facts_of(served.process_id)
+            assert left < kept + bytes_max
+            kept = max(left, kept)
