@@ -3,6 +3,7 @@
 //! Invariants: what is received stays in place until it is consumed, so a payload is handed on
 //! without a copy; memory grows to one request or reply at most and is given back after use.
 
+use crate::large::LargeShare;
 use crate::transport::{Received, Transport};
 
 /// Either buffer at the start and after silence.
@@ -13,6 +14,10 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const REPLY_BYTES: usize = 64 << 10;
 /// A buffer that had to grow beyond this for one message shrinks right after it.
 const KEPT_BYTES_MAX: usize = 4 << 20;
+/// A buffer's bytes beyond this are of the memory that connections share.
+const OWN_BYTES_MAX: usize = 2 << 20;
+/// Sent at once where others may wait for the buffer, so that they see it go on.
+const SEND_STEP_BYTES: usize = 256 << 10;
 /// How much larger the receive buffer gets at once: a few bytes must not cost many.
 const GROWTH: usize = 4;
 /// Reads in one send. More would keep the client waiting while the server works: 32 was measured
@@ -28,6 +33,7 @@ pub(crate) struct Ended;
 /// A connection with its buffers.
 pub(crate) struct Channel {
     transport: Box<dyn Transport>,
+    large: LargeShare,
     received: Vec<u8>,
     start: usize,
     end: usize,
@@ -39,9 +45,10 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(transport: Box<dyn Transport>) -> Self {
+    pub(crate) fn new(transport: Box<dyn Transport>, large: LargeShare) -> Self {
         Channel {
             transport,
+            large,
             received: vec![0; SILENT_BYTES],
             start: 0,
             end: 0,
@@ -68,14 +75,17 @@ impl Channel {
     pub(crate) fn receive_more(&mut self, needed_bytes: usize) -> Result<(), Ended> {
         self.send()?;
         loop {
-            self.make_room(needed_bytes);
-            match self.transport.receive(&mut self.received[self.end..]) {
+            self.make_room(needed_bytes)?;
+            self.large.begin_waiting();
+            let received = self.transport.receive(&mut self.received[self.end..]);
+            self.large.end_waiting();
+            match received {
                 Ok(Received::Bytes(length_bytes)) => {
                     self.end += length_bytes;
                     self.filled_last = self.end == self.received.len();
                     return Ok(());
                 }
-                Ok(Received::Silence) => self.give_back_memory(),
+                Ok(Received::Silence) => self.give_back_memory()?,
                 Ok(Received::End) | Err(_) => return Err(Ended),
             }
         }
@@ -136,14 +146,19 @@ impl Channel {
     /// Send what is queued.
     pub(crate) fn send(&mut self) -> Result<(), Ended> {
         if self.replies_end > 0 {
-            let sent = self.transport.send_all(&self.replies[..self.replies_end]);
-            self.replies_end = 0;
+            let end = std::mem::take(&mut self.replies_end);
             self.replies_count = 0;
             self.reads_count = 0;
-            sent.map_err(|_| Ended)?;
+            let step = if self.large.is_held() { SEND_STEP_BYTES } else { end };
+            for piece in self.replies[..end].chunks(step) {
+                self.large.begin_waiting();
+                self.transport.send_all(piece).map_err(|_| Ended)?;
+                self.large.end_waiting();
+            }
         }
         if self.replies.len() > KEPT_BYTES_MAX {
             self.replies = vec![0; REPLY_BYTES];
+            self.hold_large(self.received.len(), self.replies.len())?;
         }
         Ok(())
     }
@@ -164,6 +179,13 @@ impl Channel {
             if self.replies.len() < length_bytes {
                 let small = self.replies.is_empty() && length_bytes <= SILENT_BYTES;
                 let base_bytes = if small { SILENT_BYTES } else { REPLY_BYTES };
+                self.replies = Vec::new();
+                if self.received.len() > OWN_BYTES_MAX && self.pending().len() < SILENT_BYTES {
+                    // Not both at once, where it can be helped: two such connections would wait for
+                    // each other.
+                    self.reallocate(RECEIVE_BYTES)?;
+                }
+                self.hold_large(self.received.len(), length_bytes)?;
                 self.replies = vec![0; length_bytes.max(base_bytes)];
             }
         }
@@ -173,7 +195,7 @@ impl Channel {
     /// Make room behind `pending` for at least one byte, towards `needed_bytes` in all.
     ///
     /// Grows by what the client has sent, not by what it announced: a header costs no memory.
-    fn make_room(&mut self, needed_bytes: usize) {
+    fn make_room(&mut self, needed_bytes: usize) -> Result<(), Ended> {
         let pending_bytes = self.end - self.start;
         let wanted_bytes = needed_bytes.max(pending_bytes + 1);
         let capacity_bytes = self.received.len();
@@ -182,9 +204,14 @@ impl Channel {
         self.filled_last = false;
         if busy || oversized {
             let grown_bytes = if busy { capacity_bytes * GROWTH } else { RECEIVE_BYTES };
-            self.reallocate(grown_bytes.min(RECEIVE_BYTES).max(pending_bytes + 1));
+            self.reallocate(grown_bytes.min(RECEIVE_BYTES).max(pending_bytes + 1))?;
         } else if wanted_bytes > capacity_bytes && pending_bytes >= capacity_bytes / GROWTH {
-            self.reallocate(wanted_bytes.min(capacity_bytes * GROWTH));
+            let grown_bytes = wanted_bytes.min(capacity_bytes * GROWTH);
+            if grown_bytes > OWN_BYTES_MAX {
+                // All that the message needs: who holds a part and waits for more is in the way.
+                self.hold_large(wanted_bytes, self.replies.len())?;
+            }
+            self.move_to(grown_bytes);
         } else if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -194,18 +221,33 @@ impl Channel {
             self.end = pending_bytes;
         }
         assert!(self.end < self.received.len(), "no room to receive into");
+        Ok(())
     }
 
-    fn give_back_memory(&mut self) {
+    fn give_back_memory(&mut self) -> Result<(), Ended> {
         self.replies = Vec::new();
         let pending_bytes = self.end - self.start;
         let kept_bytes = (pending_bytes + 1).next_power_of_two().max(SILENT_BYTES);
         if self.received.len() > kept_bytes {
-            self.reallocate(kept_bytes);
+            self.reallocate(kept_bytes)?;
         }
+        Ok(())
     }
 
-    fn reallocate(&mut self, capacity_bytes: usize) {
+    /// Hold what buffers of these lengths have beyond their own share.
+    fn hold_large(&mut self, received_bytes: usize, replies_bytes: usize) -> Result<(), Ended> {
+        let beyond = |bytes: usize| bytes.saturating_sub(OWN_BYTES_MAX);
+        self.large.hold(beyond(received_bytes) + beyond(replies_bytes))
+    }
+
+    fn reallocate(&mut self, capacity_bytes: usize) -> Result<(), Ended> {
+        self.hold_large(capacity_bytes, self.replies.len())?;
+        self.move_to(capacity_bytes);
+        Ok(())
+    }
+
+    /// Put what is pending into a buffer of this length.
+    fn move_to(&mut self, capacity_bytes: usize) {
         let mut received = vec![0; capacity_bytes];
         let pending_bytes = self.end - self.start;
         received[..pending_bytes].copy_from_slice(self.pending());

@@ -3,7 +3,8 @@
 //! Layers, imports pointing down only: `server` (accept, limits, closing) over `session` (one
 //! connection) over `negotiation` and `transmission` over `channel` (buffers) over `transport`
 //! (sockets); `replies` says how requests are answered, `contexts` what the metadata contexts are;
-//! `registry` knows who is connected to what; `codec` and `judgement` are pure.
+//! `registry` knows who is connected to what, `large` bounds the memory of large messages;
+//! `codec` and `judgement` are pure.
 //! Invariants: requests of a connection take effect in order of arrival; a write that was not
 //! received whole is never applied; no byte a client can send panics the server.
 //! Source: the NBD protocol document, `doc/proto.md` of `NetworkBlockDevice/nbd`.
@@ -14,6 +15,7 @@ mod contexts;
 mod errno;
 mod error;
 mod judgement;
+mod large;
 mod negotiation;
 mod registry;
 mod replies;

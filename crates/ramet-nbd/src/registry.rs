@@ -5,6 +5,7 @@
 //! session holds or will get a device of the objects it closed.
 
 use crate::judgement::ExportShape;
+use crate::large::{LargeMemory, LargeShare};
 use crate::transport::Hangup;
 use parking_lot::{Condvar, Mutex};
 use ramet_engine::{BlockDevice, Changes, EngineError, Export, Exports};
@@ -19,6 +20,7 @@ pub(crate) struct Registry {
     changed: Condvar,
     closing: AtomicBool,
     connections_max: usize,
+    large: Arc<LargeMemory>,
 }
 
 #[derive(Default)]
@@ -50,19 +52,20 @@ impl Control {
         self.stopped.load(Ordering::Acquire)
     }
 
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.hangup.hang_up();
     }
 }
 
 impl Registry {
-    pub(crate) fn new(connections_max: usize) -> Self {
+    pub(crate) fn new(connections_max: usize, large: LargeMemory) -> Self {
         Registry {
             state: Mutex::default(),
             changed: Condvar::new(),
             closing: AtomicBool::new(false),
             connections_max,
+            large: Arc::new(large),
         }
     }
 
@@ -207,6 +210,12 @@ pub(crate) struct Membership {
 impl Membership {
     pub(crate) fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// For the buffers of this connection.
+    pub(crate) fn large(&self) -> LargeShare {
+        let memory = Arc::clone(&self.registry.large);
+        LargeShare::new(memory, self.id, Arc::clone(&self.control))
     }
 
     pub(crate) fn registry(&self) -> &Registry {

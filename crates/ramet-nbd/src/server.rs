@@ -4,6 +4,7 @@
 //! served, and every session has ended or is reported.
 
 use crate::error::NbdError;
+use crate::large::LargeMemory;
 use crate::registry::Registry;
 use crate::session;
 use crate::transport::{Accepted, Listener};
@@ -22,6 +23,10 @@ pub const CONNECTIONS_MAX: usize = 4096;
 const CLOSE_ANSWER: Duration = Duration::from_secs(5);
 /// How long `close` waits for sessions that were cut off after that.
 const CLOSE_CUT_OFF: Duration = Duration::from_secs(2);
+/// What large messages of all connections may hold at once: thirty of the largest.
+const LARGE_BYTES_MAX: usize = 1 << 30;
+/// How long a connection may hold some of that without a byte sent or received, while others wait.
+const LARGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause after an accept that failed for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -30,6 +35,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Limits {
     /// Further connections are closed as soon as they are accepted.
     pub connections_max: usize,
+    /// Bytes that large messages of all connections may hold at once, beyond 2 MiB for each buffer.
+    pub large_bytes_max: usize,
+    /// How long a connection may hold some of these without a byte sent or received, while others
+    /// wait; then it is ended.
+    pub large_patience: Duration,
     /// How long [`NbdServer::close`] lets sessions answer what they have received.
     pub close_answer: Duration,
     /// How long it then waits for sessions that were cut off.
@@ -40,6 +50,8 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections_max: CONNECTIONS_MAX,
+            large_bytes_max: LARGE_BYTES_MAX,
+            large_patience: LARGE_PATIENCE,
             close_answer: CLOSE_ANSWER,
             close_cut_off: CLOSE_CUT_OFF,
         }
@@ -77,7 +89,10 @@ impl NbdServer {
         exports: Arc<dyn Exports>,
         limits: Limits,
     ) -> io::Result<NbdServer> {
-        let registry = Arc::new(Registry::new(limits.connections_max));
+        let registry = Arc::new(Registry::new(
+            limits.connections_max,
+            LargeMemory::new(limits.large_bytes_max, limits.large_patience),
+        ));
         let accepting = {
             let (listener, registry) = (Arc::clone(&listener), Arc::clone(&registry));
             Builder::new()

@@ -23,7 +23,7 @@ fn converse(
     membership: &Membership,
     exports: &dyn Exports,
 ) -> Result<(), Ended> {
-    let mut channel = Channel::new(transport);
+    let mut channel = Channel::new(transport, membership.large());
     let negotiated = Negotiation::new(&mut channel, membership, exports).run()?;
     Transmission::new(&mut channel, membership, &negotiated).run()
 }

@@ -1,7 +1,7 @@
 //! The socket file, the connection limit, and what silent clients cost.
 
 use crate::common::memory::{MemoryDevice, MemoryExports};
-use crate::common::raw::{Client, WRITE};
+use crate::common::raw::{Client, READ, WRITE};
 use crate::common::{Directory, Served, VOLUME};
 use ramet_engine::Kind;
 use ramet_nbd::{Limits, NbdError, NbdServer};
@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn start(path: &Path) -> Result<NbdServer, NbdError> {
     let exports = Arc::new(MemoryExports::default());
@@ -130,6 +131,77 @@ fn connections_beyond_the_limit_are_closed_and_room_is_made_by_leaving() {
         assert_eq!(second.read(0, 1), [0]);
     }
     served.attach("volume");
+}
+
+fn scarce(patience: Duration) -> Limits {
+    Limits { large_bytes_max: 40 << 20, large_patience: patience, ..Limits::default() }
+}
+
+/// A slow client must not keep the memory that another one needs, nor hold up small requests.
+#[test]
+fn who_holds_much_memory_and_does_nothing_is_ended_when_others_wait_for_it() {
+    let served = Served::with_limits(scarce(Duration::from_millis(500)));
+    let mut idle = served.attach("volume");
+    idle.send_request(0, WRITE, 1, (0, 32 << 20));
+    idle.send(&vec![1; 20 << 20]);
+    let mut unhurried = served.attach("volume");
+    assert_eq!(unhurried.write(0, 0, &vec![2; 1 << 20]), 0, "needs none of it");
+    let mut other = served.attach("volume");
+    assert_eq!(other.write(0, 0, &vec![3; 32 << 20]), 0);
+    idle.expect_end();
+    assert_eq!(unhurried.read(0, 1), [3]);
+    assert_eq!(other.read(0, 32 << 20), vec![3; 32 << 20]);
+}
+
+#[test]
+fn large_messages_take_turns_and_nobody_who_goes_on_is_ended() {
+    let served = Served::with_limits(scarce(Duration::from_secs(20)));
+    std::thread::scope(|scope| {
+        for number in 0..6_u8 {
+            let mut client = served.attach("volume");
+            scope.spawn(move || {
+                for _ in 0..3 {
+                    assert_eq!(client.write(0, 0, &vec![number; 32 << 20]), 0);
+                    assert_eq!(client.read(0, 32 << 20).len(), 32 << 20);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn who_waits_for_the_device_is_not_taken_for_idle() {
+    let served = Served::with_limits(scarce(Duration::from_millis(50)));
+    let mut stalled = served.attach("volume");
+    let mut other = served.attach("volume");
+    served.volume.write_gate.close();
+    stalled.send_request(0, WRITE, 1, (0, 32 << 20));
+    stalled.send(&vec![1; 32 << 20]);
+    served.volume.write_gate.wait_for_caller();
+    other.send_request(0, READ, 2, (0, 32 << 20));
+    other.expect_silence();
+    served.volume.write_gate.open();
+    assert_eq!(stalled.reply(), (0, 1));
+    // It gives the memory back with the next look at its socket.
+    assert_eq!(stalled.read(0, 1), [1]);
+    assert_eq!(other.reply(), (0, 2));
+    assert_eq!(other.receive(32 << 20), vec![1; 32 << 20]);
+}
+
+#[test]
+fn closing_ends_who_waits_for_memory() {
+    let limits = Limits {
+        close_answer: Duration::from_millis(10),
+        close_cut_off: Duration::from_secs(20),
+        ..scarce(Duration::from_secs(1))
+    };
+    let served = Served::with_limits(limits);
+    let mut holding = served.attach("volume");
+    holding.send_request(0, WRITE, 1, (0, 32 << 20));
+    holding.send(&vec![1; 20 << 20]);
+    let mut waiting = served.attach("volume");
+    waiting.send_request(0, READ, 1, (0, 32 << 20));
+    served.server.close().unwrap();
 }
 
 /// Announcing a payload is free for the client, so it must be for the server.
