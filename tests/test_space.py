@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import ramet
+from pool_checks import assert_clean
+from ramet.audit.check import check_beside
 from ramet.errors import NotFoundError
 from serving import run_ramet, serving
 
@@ -154,3 +156,31 @@ def test_the_command_says_what_a_delete_frees_and_gives_it_back(pool_path: Path)
         assert done["is_done"]
         assert done["waiting_bytes"] == 0
     assert "given back" in run_ramet("-p", pool_path, "reclaim").stdout
+
+
+def test_nothing_is_given_back_while_somebody_reads_beside(pool_path: Path) -> None:
+    generator = random.Random(9)
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        pool.create_volume("a", "16MiB").write(0, generator.randbytes(1024 * BLOCK_BYTES))
+        pool.create_volume("b", "16MiB").write(0, generator.randbytes(8 * BLOCK_BYTES))
+    with serving(pool_path) as served, served.verbs() as verbs:
+        with verbs.holding_space() as holds:
+            before = sorted(pool_path.glob("segments/*"))
+            verbs.delete(["a"], False)
+            done = verbs.reclaim(True, 10.0)
+            assert done.given_back_bytes == 0
+            assert set(before) <= set(pool_path.glob("segments/*"))
+            assert check_beside(pool_path).clean
+            assert holds()
+        # The service finds out by itself that nobody reads any more.
+        wait_until(lambda: verbs.reclaim(True, 10.0).given_back_bytes > 4 * MIB)
+    assert_clean(pool_path)
+
+
+def test_a_hold_ends_with_its_block(pool_path: Path) -> None:
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        with pool.holding_space() as holds:
+            assert holds()
+            pool.create_volume("a", "1MiB").write(0, b"x")
+            assert holds()
+        assert not holds()

@@ -107,6 +107,11 @@ class Pool:
     def poisoned_reason(self) -> str:
         """The failure after which writes are refused; empty: none."""
 
+    def hold_space(self) -> int:
+        """Give nothing back until `let_go`, or until there is no space. Result: its number."""
+
+    def still_holds(self, number: int) -> bool: ...
+    def let_go(self, number: int) -> None: ...
     def reclaim(self, everything: bool, time_ms: int) -> tuple[int, int, int, bool]:
         """Give back what is dead. Result: bytes given back, bytes and places that wait, done."""
 

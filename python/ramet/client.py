@@ -8,7 +8,7 @@ holds.
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -147,6 +147,18 @@ class Client:
         """See `Verbs`."""
         body = {"everything": everything, "seconds": seconds}
         return Reclaimed(**self._ask("POST", "/v0/reclaims", body))
+
+    @contextmanager
+    def holding_space(self) -> Iterator[Callable[[], bool]]:
+        """See `Pool.holding_space`: over a connection of its own, ended with it."""
+        connection = _Connection(self.api_path)
+        try:
+            connection.request("GET", "/v0/hold")
+            answer = connection.getresponse()
+            number = int(answer.readline())
+            yield lambda: bool(self._ask("GET", f"/v0/held?number={number}")["holds"])
+        finally:
+            connection.close()
 
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""

@@ -11,7 +11,7 @@ use crate::nodes::count::{self, Counted, PageRuns, bytes_of};
 use crate::object::Object;
 use parking_lot::Mutex;
 use ramet_log::format::node::{NodeFileKind, UNIT_BYTES};
-use ramet_log::{BLOCK_BYTES_U64, SegmentEntry, SegmentId, SlotSet};
+use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet};
 use ramet_store::StoreError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,6 +39,8 @@ pub(crate) struct Reclaim {
     due: Mutex<Due>,
     /// Who walks maps that may end meanwhile: nothing is given back while one does.
     pins: AtomicUsize,
+    /// Who reads the files beside the engine: the same, until space is wanted. True while it holds.
+    holds: Mutex<BTreeMap<u64, bool>>,
     pub(crate) given_back_bytes: AtomicU64,
     /// Set once the medium turned out to keep no holes.
     no_holes: AtomicU64,
@@ -118,8 +120,13 @@ impl Reclaim {
         Pin(self)
     }
 
-    fn is_pinned(&self) -> bool {
-        self.pins.load(Ordering::Acquire) > 0
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) > 0 || self.holds.lock().values().any(|holds| *holds)
+    }
+
+    /// There was no space for somebody: who reads beside has to begin again.
+    pub(crate) fn break_holds(&self) {
+        self.holds.lock().values_mut().for_each(|holds| *holds = false);
     }
 
     pub(crate) fn holes_supported(&self) -> bool {
@@ -202,6 +209,38 @@ impl Engine {
             self.count_nodes()?;
         }
         self.give_some_back()
+    }
+
+    /// Give nothing back from here on, so that the pool's files can be read beside the engine as
+    /// the newest checkpoint says. Ends with `let_go`, or when somebody finds no space.
+    pub fn hold_space(&self) -> u64 {
+        let number = {
+            let mut holds = self.reclaim.holds.lock();
+            let number = holds.last_key_value().map_or(1, |(last, _)| last + 1);
+            holds.insert(number, true);
+            number
+        };
+        // What is under way ends first.
+        drop(self.reclaim.stepping.lock());
+        number
+    }
+
+    /// Where there is no space nobody may hold any.
+    pub(crate) fn note_full(&self, error: LogError) -> EngineError {
+        if matches!(error, LogError::Store(StoreError::Full { .. })) {
+            self.reclaim.break_holds();
+        }
+        error.into()
+    }
+
+    /// Whether a hold was not broken.
+    pub fn still_holds(&self, number: u64) -> bool {
+        self.reclaim.holds.lock().get(&number).copied().unwrap_or(false)
+    }
+
+    /// End a hold.
+    pub fn let_go(&self, number: u64) {
+        self.reclaim.holds.lock().remove(&number);
     }
 
     fn may_reclaim(&self) -> bool {

@@ -325,7 +325,8 @@ impl Engine {
     ) -> Result<(GateGuard<'_>, RwLockReadGuard<'_, ()>)> {
         self.nodes.with(|| prepared.ready())?;
         loop {
-            let gate = self.log.enter_command(bytes)?;
+            let entered = self.log.enter_command(bytes);
+            let gate = entered.map_err(|error| self.note_full(error))?;
             let hold = self.nodes.hold();
             match prepared.ready() {
                 Ok(()) => return Ok((gate, hold)),

@@ -219,7 +219,8 @@ impl VolumeDevice {
             // Outside the gate first, so that few are sent back.
             self.engine.nodes.with(|| self.ready(needs.clone(), clear))?;
             loop {
-                let mut gate = log.enter_write(blocks_count as u64)?;
+                let entered = log.enter_write(blocks_count as u64);
+                let mut gate = entered.map_err(|error| self.engine.note_full(error))?;
                 // Again: the object may have ended, frozen or shrunk since it was checked.
                 self.check_write(range.0, range.1)?;
                 let hold = self.engine.nodes.hold();

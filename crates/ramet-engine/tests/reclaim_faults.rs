@@ -148,3 +148,23 @@ fn random_scripts_keep_what_is_held_and_give_back_the_rest() {
     }
     assert!(totals.given_back_bytes > 4 << 20, "{totals:?}");
 }
+
+/// Who reads beside the engine gives way where somebody finds no space, and what is dead comes back.
+#[test]
+fn a_hold_ends_where_there_is_no_space_and_what_is_dead_comes_back() {
+    let mut run = story();
+    let hold = run.engine().hold_space();
+    run.steps(&[Step::Reclaim { all: true }, write("b", 0, 3, 1)]);
+    assert!(run.engine().still_holds(hold));
+    assert_eq!(run.totals.given_back_bytes, 0, "it was held");
+    let used = run.store.space_bytes().expect("told").1 - run.store.space_bytes().expect("told").0;
+    run.store.set_capacity(Some(used));
+    let full = |run: &mut Run| {
+        (0..10).any(|piece| run.step(&write("b", 200, 200, 5_000 + 10_000 * piece)).is_err())
+    };
+    assert!(full(&mut run), "there was room");
+    assert!(!run.engine().still_holds(hold), "it holds on to what is needed");
+    run.resync().expect("looked at");
+    run.steps(&[Step::Reclaim { all: true }, write("b", 200, 100, 500_000), Step::Flush]);
+    assert!(run.totals.given_back_bytes > 3 << 20, "{:?}", run.totals);
+}

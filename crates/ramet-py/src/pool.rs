@@ -157,6 +157,18 @@ impl Pool {
         self.call(py, Engine::checkpoint)
     }
 
+    fn hold_space(&self, py: Python<'_>) -> PyResult<u64> {
+        self.call(py, |engine| Ok(engine.hold_space()))
+    }
+
+    fn still_holds(&self, number: u64) -> bool {
+        self.engine.still_holds(number)
+    }
+
+    fn let_go(&self, number: u64) {
+        self.engine.let_go(number);
+    }
+
     /// Bytes given back, bytes and places that wait, and whether it is done.
     fn reclaim(
         &self,

@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ramet.audit.check import check as check_alone
@@ -18,7 +18,7 @@ from ramet.cli.accept_loss import accept_loss
 from ramet.cli.output import print_json
 from ramet.client import Client
 from ramet.config import LOCK_WAIT_SECONDS_MAX, find_pool_path
-from ramet.errors import BusyError, CorruptError, RametError
+from ramet.errors import BusyError, CorruptError, RametError, UnavailableError
 from ramet.units import format_size
 
 RETRY_SECONDS = 0.05
@@ -48,19 +48,30 @@ def _run(path: Path, arguments: Namespace, progress: Progress | None) -> Report:
     while True:
         client = Client.find(path)
         if client is not None:
-            try:
-                client.checkpoint()
-            except RametError as error:
-                print(f"checked up to the last checkpoint: {error}", file=sys.stderr)
-            finally:
-                client.close()
-            return check_beside(path, quick=arguments.quick, progress=progress)
+            with closing(client):
+                return _run_beside(client, path, arguments.quick, progress)
         try:
             return check_alone(path, quick=arguments.quick, progress=progress)
         except BusyError:
             if time.monotonic() >= until:
                 raise
         time.sleep(RETRY_SECONDS)
+
+
+def _run_beside(client: Client, path: Path, quick: bool, progress: Progress | None) -> Report:
+    with client.holding_space() as holds:
+        try:
+            client.checkpoint()
+        except RametError as error:
+            print(f"checked up to the last checkpoint: {error}", file=sys.stderr)
+        report = check_beside(path, quick=quick, progress=progress)
+        if not report.clean and not holds():
+            raise UnavailableError(
+                "check_unfinished",
+                "somebody found no space, and what the check was reading was given back;"
+                " hint: make room, and check again",
+            )
+        return report
 
 
 @contextmanager

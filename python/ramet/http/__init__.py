@@ -5,12 +5,14 @@ cli/serve. Answers are encoded by msgspec: a list of ten thousand objects costs 
 Invariant: an error answers with its kind, code and text, and a status by its kind.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 
 from ramet import __version__
 from ramet.errors import InvalidError, RametError
@@ -31,6 +33,8 @@ STATUS = {
 
 
 Body = TypeVar("Body")
+Held = dict[int, Callable[[], bool]]
+HOLD_SECONDS = 1.0
 
 
 class Create(msgspec.Struct, forbid_unknown_fields=True):
@@ -156,6 +160,25 @@ def asked(request: Request, name: str) -> str:
     return value
 
 
+async def hold_space(service: Service, held: Held) -> AsyncIterator[str]:
+    """Hold space for as long as somebody reads this: its number, then a line now and then.
+
+    Example: hold_space(service, {})
+    """
+    holding = service.pool.holding_space()
+    number = max(held, default=0) + 1
+    held[number] = await run_in_threadpool(holding.__enter__)
+    try:
+        yield f"{number}\n"
+        while True:
+            # Whoever is gone is found out by writing to it.
+            await asyncio.sleep(HOLD_SECONDS)
+            yield "\n"
+    finally:
+        del held[number]
+        holding.__exit__(None, None, None)
+
+
 def build(service: Service) -> FastAPI:
     """Give the application that serves the verbs of a service.
 
@@ -163,6 +186,7 @@ def build(service: Service) -> FastAPI:
     """
     app = FastAPI(title="Ramet", version=__version__)
     verbs: Verbs = service.verbs
+    held: Held = {}
 
     @app.exception_handler(RametError)
     async def on_error(_request: Request, error: Exception) -> Response:
@@ -196,6 +220,16 @@ def build(service: Service) -> FastAPI:
         told = service.health()
         return answer(told, 200 if told["status"] == "ok" else STATUS["unavailable"])
 
+    async def hold() -> Response:
+        return StreamingResponse(hold_space(service, held), media_type="text/plain")
+
+    def still_holds(request: Request) -> dict[str, bool]:
+        number = asked(request, "number")
+        holds = held.get(int(number)) if number.isdecimal() else None
+        return {"holds": holds is not None and holds()}
+
+    app.add_api_route("/v0/hold", hold, methods=["GET"], name="hold")
+    get("/v0/held", "held", still_holds)
     app.add_api_route("/v0/health", health, methods=["GET"], name="health")
     get("/v0/service", "service", lambda _: service.describe())
     return app

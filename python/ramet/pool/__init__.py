@@ -8,7 +8,8 @@ asked for it is through; reads and writes never wait here.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -437,6 +438,22 @@ class Pool(PoolBase):
         with self._command():
             found = self._find_all(as_list(targets))
             return self._core.frees([item.name for item in found]) if found else 0
+
+    @contextmanager
+    def holding_space(self) -> Iterator[Callable[[], bool]]:
+        """Give no space back while the block is not left, so that the files can be read beside.
+
+        Yields a question: whether that still holds. Where somebody finds no space it does not: what
+        is dead is given back then, whoever reads.
+        Raises: UnavailableError after the pool was closed.
+        Example: pool.holding_space().__enter__()()
+        """
+        self._check_usable()
+        number = self._core.hold_space()
+        try:
+            yield lambda: self._core.still_holds(number)
+        finally:
+            self._core.let_go(number)
 
     def reclaim(self, *, everything: bool = False, seconds: float = 3600.0) -> Reclaimed:
         """Give the space of what is dead back to the file system, now.

@@ -373,7 +373,7 @@ impl Engine {
         self.counters.checkpointed.store(capture.cut.sequence.0, Ordering::Relaxed);
         self.unlink_retired(state);
         // The older slot reaches them still.
-        state.retired = old_tables.unwrap_or_default();
+        state.retired.extend(old_tables.unwrap_or_default());
         Ok(())
     }
 
@@ -422,6 +422,9 @@ impl Engine {
 
     /// Remove table files that neither slot's checkpoint reaches any more.
     fn unlink_retired(&self, state: &mut Checkpoints) {
+        if self.reclaim.is_pinned() {
+            return;
+        }
         for id in std::mem::take(&mut state.retired) {
             // What cannot be removed now is removed at the next open.
             let _ = self.log.store().remove(&NodeFileKind::Tables.path(id));
