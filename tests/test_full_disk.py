@@ -14,6 +14,7 @@ import pytest
 
 import programs
 from nbd_client import NbdClient, NbdError
+from pool_checks import assert_clean
 from serving import Serving, make_pool, run_ramet, serving
 
 pytestmark = [
@@ -133,3 +134,32 @@ def test_an_import_that_does_not_fit_leaves_no_volume(disk: Path, tmp_path: Path
     assert done.returncode == 6
     assert "No space left" in done.stderr
     assert run_ramet("-p", pool, "volume", "list", "--json").stdout == "[]\n"
+
+
+def test_deletes_always_work_and_what_they_free_can_be_used_at_once(disk: Path) -> None:
+    """P7: again and again, though others take all the room that the pool left."""
+    with serving(make_pool(disk / "pool")) as served, served.verbs() as verbs:
+        verbs.create_volumes(["keep"], "64MiB", None)
+        with served.connect("keep") as keep:
+            keep.write(0, b"kept")
+        for turn in range(3):
+            verbs.create_volumes(["db"], "64MiB", None)
+            with served.connect("db") as client:
+                mib_count = fill(client)
+                client.flush()
+                check(client, mib_count)
+            assert mib_count > 4, f"turn {turn}"
+            with (disk / "foreign").open("wb") as file:
+                if free_bytes := shutil.disk_usage(disk).free:
+                    os.posix_fallocate(file.fileno(), 0, free_bytes)
+            freed_bytes = verbs.frees(["db"])
+            assert freed_bytes == mib_count * MIB
+            assert [it.name for it in verbs.delete(["db"], False)] == ["db"]
+            given_back_bytes = 0
+            while given_back_bytes < 0.9 * freed_bytes:
+                given_back_bytes += verbs.reclaim(True, 5.0).given_back_bytes
+            (disk / "foreign").unlink()
+        with served.connect("keep") as keep:
+            assert keep.read(0, 4) == b"kept"
+        assert verbs.stats()["poisoned"] is False
+    assert_clean(disk / "pool")

@@ -15,6 +15,7 @@ use crate::nodes::{NodeFiles, Nodes};
 use crate::object::{Changed, Object, ObjectInfo, Table};
 use crate::reclaim::Reclaim;
 use crate::record::Record;
+use crate::reserve::Reserve;
 use crate::space::Space;
 use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
@@ -51,6 +52,7 @@ pub struct Engine {
     pub(crate) changed: Changed,
     pub(crate) checkpoints: Mutex<Checkpoints>,
     pub(crate) reclaim: Reclaim,
+    pub(crate) reserve: Reserve,
     pub(crate) settings: Settings,
     pub(crate) counters: EngineCounters,
 }
@@ -87,6 +89,15 @@ pub(crate) struct EngineCounters {
     pub(crate) checkpointed: AtomicU64,
     /// Units of node files in use.
     pub(crate) node_units: AtomicU64,
+}
+
+impl EngineCounters {
+    fn opened(cut: LogEnd, node_units: u64) -> Self {
+        let counters = EngineCounters::default();
+        counters.checkpointed.store(cut.sequence.0, Ordering::Relaxed);
+        counters.node_units.store(node_units, Ordering::Relaxed);
+        counters
+    }
 }
 
 /// What commands need one after the other.
@@ -215,6 +226,7 @@ impl Engine {
             remove_orphans(&log, &[&opened.reached, older]);
         }
         let Reached { roots, table_files, node_files } = opened.reached;
+        let reserve = Reserve::new(log.descriptor().segment_bytes);
         let node_units = node_files.values().map(|units| u64::from(*units)).sum();
         let checkpoints = Checkpoints::new(table_nodes, roots, opened.cut, table_files, node_files);
         let engine = Engine {
@@ -229,12 +241,9 @@ impl Engine {
             changed: opened.changed,
             checkpoints: Mutex::new(checkpoints),
             reclaim: Reclaim::default(),
+            reserve,
             settings,
-            counters: EngineCounters {
-                checkpointed: AtomicU64::new(opened.cut.sequence.0),
-                node_units: AtomicU64::new(node_units),
-                ..EngineCounters::default()
-            },
+            counters: EngineCounters::opened(opened.cut, node_units),
         };
         Ok((Arc::new(engine), loss))
     }
@@ -344,7 +353,7 @@ impl Engine {
 
     fn close_writing(&self, checkpoints: &mut Checkpoints) -> Result<(), EngineError> {
         self.log.seal()?;
-        match self.write_checkpoint(checkpoints, Aim::Usual) {
+        match self.with_reserve(|| self.write_checkpoint(checkpoints, Aim::Usual)) {
             // The log holds everything: the next opening replays more of it.
             Err(error) if error.kind == Kind::Full => Ok(self.log.note_durable()?),
             other => other.map(drop),

@@ -23,6 +23,7 @@ mod nodes;
 mod object;
 mod reclaim;
 mod record;
+mod reserve;
 mod space;
 mod stats;
 mod verbs;

@@ -381,6 +381,8 @@ impl Engine {
             reclaim.failures.fetch_add(1, Ordering::Relaxed);
         }
         done?;
+        // The first that comes back is kept for the next time.
+        let _ = self.fill_reserve();
         Ok(reclaim.is_due())
     }
 

@@ -302,7 +302,9 @@ impl Engine {
         check_detached(&prepared.ending())?;
         self.space.reserve(prepared.places());
         prepared.warm();
-        let entered = self.enter_ready(&prepared, &bytes);
+        let deletes = record.verb == Verb::Delete;
+        let room = if deletes { Ok(()) } else { self.fill_reserve() };
+        let entered = room.and_then(|()| self.enter_ready(&prepared, &bytes, deletes));
         let (mut gate, hold) = entered.inspect_err(|_| self.space.unreserve(prepared.places()))?;
         let position = gate.record(bytes);
         prepared.enact(InGate::closed(&gate), &self.space, &self.nodes, position);
@@ -322,11 +324,15 @@ impl Engine {
         &self,
         prepared: &Prepared,
         bytes: &PreparedRecord,
+        deletes: bool,
     ) -> Result<(GateGuard<'_>, RwLockReadGuard<'_, ()>)> {
         self.nodes.with(|| prepared.ready())?;
         loop {
-            let entered = self.log.enter_command(bytes);
-            let gate = entered.map_err(|error| self.note_full(error))?;
+            let enter = || {
+                let entered = self.log.enter_command(bytes);
+                entered.map_err(|error| self.note_full(error))
+            };
+            let gate = if deletes { self.with_reserve(enter)? } else { enter()? };
             let hold = self.nodes.hold();
             match prepared.ready() {
                 Ok(()) => return Ok((gate, hold)),

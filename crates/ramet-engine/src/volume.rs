@@ -211,6 +211,11 @@ impl VolumeDevice {
         if !self.in_command {
             self.engine.make_room_for_nodes()?;
         }
+        // What only clears may help to make room, so it gets what little it needs.
+        let clears = runs.is_empty();
+        if !clears {
+            self.engine.fill_reserve()?;
+        }
         let sequence = CHECKSUMS.with_borrow_mut(|checksums| -> Result<_> {
             checksums.clear();
             for (_, bytes) in runs {
@@ -219,8 +224,11 @@ impl VolumeDevice {
             // Outside the gate first, so that few are sent back.
             self.engine.nodes.with(|| self.ready(needs.clone(), clear))?;
             loop {
-                let entered = log.enter_write(blocks_count as u64);
-                let mut gate = entered.map_err(|error| self.engine.note_full(error))?;
+                let enter = || {
+                    let entered = log.enter_write(blocks_count as u64);
+                    entered.map_err(|error| self.engine.note_full(error))
+                };
+                let mut gate = if clears { self.engine.with_reserve(enter)? } else { enter()? };
                 // Again: the object may have ended, frozen or shrunk since it was checked.
                 self.check_write(range.0, range.1)?;
                 let hold = self.engine.nodes.hold();

@@ -7,6 +7,7 @@ use crash::model::BLOCK_BYTES;
 use crash::run::{Run, Totals};
 use crash::script::{Step, create, delete, snapshot_of, write};
 use crash::{damage_newer_slot, sampled};
+use ramet_engine::Kind;
 use ramet_store::{Fault, Kept, Store, When};
 
 /// Fates of what was not synced, for each moment.
@@ -149,7 +150,8 @@ fn random_scripts_keep_what_is_held_and_give_back_the_rest() {
     assert!(totals.given_back_bytes > 4 << 20, "{totals:?}");
 }
 
-/// Who reads beside the engine gives way where somebody finds no space, and what is dead comes back.
+/// Who reads beside the engine gives way where somebody finds no space, and what is dead comes
+/// back.
 #[test]
 fn a_hold_ends_where_there_is_no_space_and_what_is_dead_comes_back() {
     let mut run = story();
@@ -167,4 +169,29 @@ fn a_hold_ends_where_there_is_no_space_and_what_is_dead_comes_back() {
     run.resync().expect("looked at");
     run.steps(&[Step::Reclaim { all: true }, write("b", 200, 100, 500_000), Step::Flush]);
     assert!(run.totals.given_back_bytes > 3 << 20, "{:?}", run.totals);
+}
+
+/// P7: writes are refused, deletes are not, and what they free can be used at once; again and
+/// again, and over openings.
+#[test]
+fn a_full_pool_takes_deletes_and_has_room_afterwards() {
+    let mut run = Run::quiet(3);
+    run.steps(&[create("a", 4096), create("b", 4096), write("b", 0, 10, 1)]);
+    run.store.set_capacity(Some(8 << 20));
+    for round in 0..6u64 {
+        let mut written = 0;
+        let full = (0..64).any(|piece| {
+            let done = run.step(&write("a", 60 * piece, 60, 100_000 * (round + 1) + 1000 * piece));
+            written += u64::from(done.is_ok());
+            done.is_err_and(|error| error.kind == Kind::Full)
+        });
+        assert!(full && written > 10, "round {round}: {written} writes had room");
+        run.resync().expect("looked at");
+        match round % 3 {
+            0 => run.steps(&[Step::Kill]),
+            1 => run.steps(&[Step::Close]),
+            _ => {}
+        }
+        run.steps(&[delete("a"), Step::Reclaim { all: true }, create("a", 4096)]);
+    }
 }

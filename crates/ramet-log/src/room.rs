@@ -52,13 +52,14 @@ impl Log {
             // A record's segment holds its header and the batch's too.
             let step = slots.saturating_add(2).max(STEP_SLOTS);
             let to = from.saturating_add(step).min(segment.slots_count);
-            allocate(&segment, self.store(), from, to)?;
+            let least = from.saturating_add(slots.saturating_add(2)).min(to);
+            let to = allocate_some(&segment, self.store(), from, least, to)?;
             segment.allocated.store(to, Ordering::Release);
             return Ok(());
         }
         let usual =
             u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
-        let needed = if contiguous { slots.saturating_add(2) } else { 0 };
+        let needed = slots.saturating_add(8).min(if contiguous { SLOTS_MAX } else { usual });
         let segment = self.prepare_segment(&mut state, usual.max(needed), needed)?;
         self.gate.lock().push_prepared(segment);
         Ok(())
@@ -191,7 +192,9 @@ impl Log {
         };
         let allocated = STEP_SLOTS.max(allocated_min).min(slots_count);
         let segment = Segment::open_for_append(id, nonce, slots_count, allocated, file.clone());
-        allocate(&segment, self.store(), 0, allocated)?;
+        let least = if allocated_min == 0 { allocated } else { allocated_min };
+        let allocated = allocate_some(&segment, self.store(), 0, least, allocated)?;
+        segment.allocated.store(allocated, Ordering::Release);
         let page = header.encode();
         debug_assert_eq!(page.len(), BLOCK_BYTES);
         // Header and name are durable before anything in the segment can be acknowledged: a batch
@@ -205,6 +208,22 @@ impl Log {
             Err(error @ StoreError::Full { .. }) => Err(error.into()),
             Err(error) => Err(self.poison(&error.to_string())),
         }
+    }
+}
+
+/// Allocate up to slot `to`, or where there is no room for that up to `least`. Result: up to which.
+fn allocate_some(
+    segment: &Segment,
+    store: &dyn ramet_store::Store,
+    from: u32,
+    least: u32,
+    to: u32,
+) -> Result<u32> {
+    match allocate(segment, store, from, to) {
+        Err(LogError::Store(StoreError::Full { .. })) if least < to => {
+            allocate(segment, store, from, least).map(|()| least)
+        }
+        done => done.map(|()| to),
     }
 }
 

@@ -36,6 +36,10 @@ const TABLE_SLACK_BYTES: u64 = 1 << 20;
 
 /// After deletes were answered a checkpoint gives them back, this long after the one before it.
 const DEATHS_WAIT: Duration = Duration::from_secs(1);
+/// Nodes that are worth a checkpoint where space is short,
+const SHORT_DIRTY_BYTES: u64 = 1 << 20;
+/// that is where less is free than so many times of them.
+const SHORT_TIMES: u64 = 16;
 /// Dead slots for which the segment that is appended to is ended: 1 MiB.
 const OPEN_DEAD_MIN: u32 = 256;
 
@@ -150,7 +154,7 @@ impl Engine {
 
     pub(crate) fn checkpoint_for(&self, aim: Aim) -> Result<bool> {
         let state = &mut *self.checkpoints.lock();
-        self.write_checkpoint(state, aim)
+        self.with_reserve(|| self.write_checkpoint(state, aim))
     }
 
     /// Where nodes that are nowhere else fill the budget, or there are as many batches as may be:
@@ -188,7 +192,8 @@ impl Engine {
         let log_bytes = self.log.counters.written_bytes.load(Ordering::Relaxed) - state.log_bytes;
         let due = log_bytes >= settings.checkpoint_log_bytes
             || self.nodes.dirty_bytes() >= self.nodes.budget_bytes() / 2
-            || now.saturating_duration_since(state.at) >= settings.checkpoint_every;
+            || now.saturating_duration_since(state.at) >= settings.checkpoint_every
+            || self.space_is_short();
         // Deletes are given back soon, without anybody asking.
         let deaths = now.saturating_duration_since(state.at) >= DEATHS_WAIT
             && self.space.deaths_are_answered();
@@ -196,7 +201,7 @@ impl Engine {
             return Ok(false);
         }
         let aim = if deaths { Aim::Deaths } else { Aim::Time };
-        match self.write_checkpoint(&mut state, aim) {
+        match self.with_reserve(|| self.write_checkpoint(&mut state, aim)) {
             // Tried again when more has changed, or later.
             Err(error) if error.kind == Kind::Full => {
                 state.at = now;
@@ -244,6 +249,13 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Whether nodes that are nowhere else could soon find no room.
+    fn space_is_short(&self) -> bool {
+        let dirty_bytes = self.nodes.dirty_bytes();
+        let free_bytes = self.log.store().space_bytes().map_or(u64::MAX, |(free, _)| free);
+        dirty_bytes >= SHORT_DIRTY_BYTES && free_bytes < SHORT_TIMES * dirty_bytes
     }
 
     /// The cut: no command is under way, and the gate is closed while the roots are taken.
