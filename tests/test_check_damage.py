@@ -26,6 +26,7 @@ FLIPS_COUNT = 10  # In each file, and as many among its bytes that are not zero.
 FLIPS_COUNT_SOAK = 2000
 FILE_TABLE_ROOT = 3
 Contents = dict[str, bytes]
+UNREAD = ("lock", "reserve")  # Nothing reads what is in them.
 MARK = b"find this block on the medium! " * 132
 
 
@@ -68,7 +69,7 @@ def read_all(path: Path) -> Contents | None:
 
 
 def files_of(path: Path) -> list[Path]:
-    return sorted(it for it in path.rglob("*") if it.is_file() and it.name != "lock")
+    return sorted(it for it in path.rglob("*") if it.is_file() and it.name not in UNREAD)
 
 
 class Sweep:
