@@ -481,6 +481,7 @@ class KilledPoolMachine(PoolMachine):
         self.hand.kill()
         assert_clean(self.directory / "pool")
         self.hand = self.open()
+        self.note_what_happened()
         moments = [*self.moments, *([(call, after)] if after is not None else [])]
         left = {
             name: Expected(kind, self.do("read", name, 0, size), tags)
