@@ -377,7 +377,7 @@ def test_stats_are_numbers_whose_names_say_what_they_count(pool: ramet.Pool) -> 
     assert stats["volumes_count"] == 1
     assert stats["snapshots_count"] == 0
     assert stats["mapped_bytes"] == 4096
-    assert all(isinstance(value, int | str | bool) for value in stats.values())
+    assert all(isinstance(value, int | float | str | bool) for value in stats.values())
 
 
 def test_everything_after_close_is_an_ordinary_error(pool_path: Path) -> None:

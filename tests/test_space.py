@@ -184,3 +184,47 @@ def test_a_hold_ends_with_its_block(pool_path: Path) -> None:
             pool.create_volume("a", "1MiB").write(0, b"x")
             assert holds()
         assert not holds()
+
+
+def test_the_figures_of_one_object_say_what_is_its_own(pool: ramet.Pool) -> None:
+    generator = random.Random(10)
+    golden = pool.create_volume("golden", "16MiB")
+    golden.write(0, random_blocks(generator, 100))
+    assert pool.space("golden") == (100 * BLOCK_BYTES, 100 * BLOCK_BYTES, 0)
+    base = golden.snapshot("base")
+    first, second = pool.clone(base, "vm-{n}", count=2)
+    assert pool.space(base) == (100 * BLOCK_BYTES, 0, 100 * BLOCK_BYTES)
+    first.write(50 * BLOCK_BYTES, random_blocks(generator, 60))
+    assert pool.space(first) == (110 * BLOCK_BYTES, 60 * BLOCK_BYTES, 50 * BLOCK_BYTES)
+    assert pool.space(second.uuid) == (100 * BLOCK_BYTES, 0, 100 * BLOCK_BYTES)
+    stats = pool.stats()
+    assert stats["mapped_bytes"] == 410 * BLOCK_BYTES
+    assert stats["saving_factor"] == round(410 / 160, 2)
+    pool.delete([golden, base, second])
+    assert pool.space(first).exclusive_bytes == 110 * BLOCK_BYTES
+    for target in (first, *pool.clone(first, ["again"])):
+        assert pool.space(target).exclusive_bytes == pool.frees([target])
+    with pytest.raises(NotFoundError):
+        pool.space("absent")
+
+
+def test_an_empty_pool_saves_nothing(pool: ramet.Pool) -> None:
+    assert pool.stats()["saving_factor"] == 1.0
+
+
+def test_show_says_what_is_exclusive_and_what_is_shared(pool_path: Path) -> None:
+    with ramet.open(pool_path, create=True) as pool:
+        volume = pool.create_volume("a", "16MiB")
+        volume.write(0, random.Random(1).randbytes(64 * BLOCK_BYTES))
+        volume.snapshot("a@1")
+        volume.write(0, random.Random(2).randbytes(16 * BLOCK_BYTES))
+    for held in (False, True):
+        with serving(pool_path) if held else nullcontext():
+            for noun, name in (("volume", "a"), ("snapshot", "a@1")):
+                told = json.loads(run_ramet("-p", pool_path, "--json", noun, "show", name).stdout)
+                assert told["mapped_bytes"] == 64 * BLOCK_BYTES
+                assert told["exclusive_bytes"] == 16 * BLOCK_BYTES
+                assert told["shared_bytes"] == 48 * BLOCK_BYTES
+            shown = run_ramet("-p", pool_path, "volume", "show", "a").stdout
+            assert "exclusive: 64 KiB (65536 bytes)\nshared:    192 KiB" in shown
+            assert "saving_factor" in run_ramet("-p", pool_path, "stats").stdout

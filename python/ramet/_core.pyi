@@ -118,6 +118,8 @@ class Pool:
     def frees(self, names: list[str]) -> int:
         """Say how many bytes deleting these objects would free."""
 
+    def space(self, name: str) -> tuple[int, int]:
+        """Give the bytes that an object maps, and those of them that no other object holds."""
     def stats(self) -> dict[str, int | str | bool]: ...
     def list(self) -> builtins.list[Object]:
         """All volumes and snapshots, sorted by name."""

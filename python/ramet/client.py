@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
-from ramet.records import Diff, ObjectRecord, Reclaimed
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed
 from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
 
@@ -142,6 +142,10 @@ class Client:
         """See `Verbs`."""
         answer = self._ask("POST", "/v0/deletes", {"names": names, "dry_run": True})
         return int(answer["freed_bytes"])
+
+    def space(self, name: str) -> ObjectSpace:
+        """See `Verbs`."""
+        return ObjectSpace(**self._ask("GET", f"/v0/space?name={_escape(name)}"))
 
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """See `Verbs`."""

@@ -137,6 +137,21 @@ class LossReport(NamedTuple):
         return cls(**{**told, "objects": objects, "commands": commands})
 
 
+class ObjectSpace(NamedTuple):
+    """What one object takes, all at one moment."""
+
+    mapped_bytes: int
+    """Bytes of the blocks written and not trimmed since; what is shared counts in full."""
+    exclusive_bytes: int
+    """Those that no other object holds: what deleting this one alone frees."""
+    shared_bytes: int
+    """Those that others hold too."""
+
+    def to_json(self) -> dict[str, int]:
+        """Give it as a dictionary that `json.dumps` takes."""
+        return self._asdict()
+
+
 class Reclaimed(NamedTuple):
     """How far giving back dead space is."""
 

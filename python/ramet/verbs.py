@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
-from ramet.records import Diff, ObjectRecord, Reclaimed
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ramet.pool import Pool
     from ramet.volume import Handle
 
-Stats = dict[str, int | str | bool]
+Stats = dict[str, int | float | str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,9 @@ class Verbs(Protocol):
 
     def frees(self, names: list[str]) -> int:
         """Say how many bytes deleting objects would free."""
+
+    def space(self, name: str) -> ObjectSpace:
+        """Say what one object takes."""
 
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """Give back what is dead, for a while."""
@@ -191,6 +194,10 @@ class PoolVerbs:
     def frees(self, names: list[str]) -> int:
         """See `Verbs`."""
         return self.pool.frees(names)
+
+    def space(self, name: str) -> ObjectSpace:
+        """See `Verbs`."""
+        return self.pool.space(name)
 
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """See `Verbs`."""

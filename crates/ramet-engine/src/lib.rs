@@ -35,7 +35,7 @@ pub use error::{EngineError, Kind};
 pub use exports::PoolExports;
 pub use loss::{LossReport, LostCommand, LostObject};
 pub use object::{ObjectFields, ObjectInfo, ObjectKind};
-pub use reclaim::Reclaimed;
+pub use reclaim::{ObjectSpace, Reclaimed};
 pub use record::{Item, OBJECTS_MAX, Record, Verb};
 pub use stats::Stats;
 pub use verbs::{SECTOR_BYTES, SIZE_BYTES_MAX};

@@ -79,6 +79,15 @@ pub struct Reclaimed {
     pub is_done: bool,
 }
 
+/// What one object takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectSpace {
+    /// Bytes of all blocks that it maps.
+    pub mapped_bytes: u64,
+    /// Bytes of those of them that no other object holds: what deleting it alone frees.
+    pub exclusive_bytes: u64,
+}
+
 /// What the checkpoints of both slots allow.
 #[derive(Default)]
 struct Due {
@@ -296,6 +305,19 @@ impl Engine {
         let objects: Vec<Arc<Object>> = objects.collect::<Result<_>>()?;
         let places = objects.iter().map(|object| object.place()).collect();
         Ok(self.space.frees(&places)? * BLOCK_BYTES_U64)
+    }
+
+    /// What one object takes, and what deleting it alone would free.
+    ///
+    /// # Errors
+    /// As `frees`.
+    pub fn object_space(&self, name: &str) -> Result<ObjectSpace> {
+        let _commands = self.commands.lock();
+        let _pin = self.reclaim.pin();
+        let (mapped, exclusive) = self.space.of_one(self.find_object(name)?.place())?;
+        let (mapped_bytes, exclusive_bytes) =
+            (mapped * BLOCK_BYTES_U64, exclusive * BLOCK_BYTES_U64);
+        Ok(ObjectSpace { mapped_bytes, exclusive_bytes })
     }
 
     /// Bytes of segments that are dead and wait to be given back, headers of batches included.

@@ -248,6 +248,25 @@ impl Space {
         Ok(blocks)
     }
 
+    /// Blocks that a living place maps, and those of them that nobody else holds, both of one map.
+    ///
+    /// # Errors
+    /// As `frees`.
+    pub(crate) fn of_one(&self, place: PlaceId) -> Result<(u64, u64), EngineError> {
+        let state = &*self.caught_up();
+        assert_eq!(state.commands_under_way, 0, "heads are where the tree is");
+        let map = state.heads[&place].map().clone();
+        let living = |other: PlaceId| {
+            let current = || state.heads.get(&other).map(|head| head.map().clone());
+            if other == place { Some(map.clone()) } else { current() }
+        };
+        let mut exclusive = 0;
+        let mut load = |missing: &Missing| self.nodes.load(missing);
+        let set = HashSet::from([place]);
+        state.lineage.frees(&set, &living, &mut load, &mut |_, count, _| exclusive += count)?;
+        Ok((map.mapped(), exclusive))
+    }
+
     /// Inside the gate: what was let go of so far.
     pub(crate) fn at_cut(&self) -> PendingAtCut {
         PendingAtCut(std::mem::take(&mut *self.pending.lock()))

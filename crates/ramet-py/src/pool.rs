@@ -186,6 +186,12 @@ impl Pool {
         self.call(py, |engine| engine.frees(&names))
     }
 
+    /// Bytes that an object maps, and those of them that nobody else holds.
+    fn space(&self, py: Python<'_>, name: &str) -> PyResult<(u64, u64)> {
+        let told = self.call(py, |engine| engine.object_space(name))?;
+        Ok((told.mapped_bytes, told.exclusive_bytes))
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.call(py, Engine::stats)?;
         let dict = PyDict::new(py);

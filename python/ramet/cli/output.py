@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from ramet.errors import RametError
-from ramet.records import ObjectRecord
+from ramet.records import ObjectRecord, ObjectSpace
 from ramet.units import format_age, format_size
 
 
@@ -64,18 +64,27 @@ def print_objects(records: Sequence[ObjectRecord], as_json: bool, now_ns: int) -
     print_table(["NAME", "SIZE>", "MAPPED>", "AGE>", "ATTACHED>"], rows)
 
 
-def print_object(record: ObjectRecord, uri: str, now_ns: int, as_json: bool) -> None:
-    """Print one object with the URI to attach it by."""
+def print_object(
+    record: ObjectRecord, space: ObjectSpace | None, uri: str, now_ns: int, as_json: bool
+) -> None:
+    """Print one object with what it takes (None: its map is damaged) and its NBD URI."""
+    mapped_bytes = space.mapped_bytes if space else record.mapped_bytes
+    own = {
+        "exclusive_bytes": space.exclusive_bytes if space else None,
+        "shared_bytes": space.shared_bytes if space else None,
+    }
     if as_json:
-        print_json({**record.to_json(), "nbd_uri": uri})
+        print_json({**record.to_json(), "mapped_bytes": mapped_bytes, **own, "nbd_uri": uri})
         return
     age = format_age(record.created_ns, now_ns)
     lines = {
         "name": record.name,
         "kind": record.kind,
         "uuid": record.uuid,
-        "size": f"{format_size(record.size_bytes)} ({record.size_bytes} bytes)",
-        "mapped": f"{format_size(record.mapped_bytes)} ({record.mapped_bytes} bytes)",
+        "size": _size_text(record.size_bytes),
+        "mapped": _size_text(mapped_bytes),
+        "exclusive": _size_text(own["exclusive_bytes"]),
+        "shared": _size_text(own["shared_bytes"]),
         "created": f"{record.created} ({age if age == 'just now' else f'{age} ago'})",
         "parent": record.parent or "-",
         "source": record.source or "-",
@@ -84,4 +93,10 @@ def print_object(record: ObjectRecord, uri: str, now_ns: int, as_json: bool) -> 
         "nbd": uri,
     }
     for title, text in lines.items():
-        print(f"{title + ':':10}{text}")
+        print(f"{title + ':':11}{text}")
+
+
+def _size_text(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return "unknown: a map is damaged; see `ramet check`"
+    return f"{format_size(size_bytes)} ({size_bytes} bytes)"

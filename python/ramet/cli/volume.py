@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from ramet.cli.output import print_names, print_object, print_objects
 from ramet.cli.session import uri_of, verbs_of
-from ramet.errors import InvalidError
+from ramet.errors import CorruptError, InvalidError
 from ramet.records import ObjectRecord
 from ramet.tags import matches, parse_selector, parse_tags
 
@@ -39,7 +39,12 @@ def show(arguments: Namespace) -> None:
     with verbs_of(arguments) as verbs:
         found = verbs.find_object(arguments.name)
         uri = uri_of(arguments, verbs, found.name)
-    print_object(found, uri, time.time_ns(), arguments.json)
+        try:
+            space = verbs.space(found.uuid)
+        except CorruptError:
+            # All else of an object with a damaged map can be told, and reading it says more.
+            space = None
+    print_object(found, space, uri, time.time_ns(), arguments.json)
 
 
 def tag(arguments: Namespace) -> None:

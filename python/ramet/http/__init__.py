@@ -214,6 +214,7 @@ def build(service: Service) -> FastAPI:
     get(
         "/v0/diff", "diff", lambda it: verbs.diff(asked(it, "before"), asked(it, "after")).to_json()
     )
+    get("/v0/space", "space", lambda it: verbs.space(asked(it, "name")).to_json())
     get("/v0/stats", "stats", lambda _: verbs.stats())
 
     async def health() -> Response:

@@ -22,7 +22,7 @@ from ramet.names import (
     expand_volume_names,
 )
 from ramet.pool.base import PoolBase, as_list, describe, now_text
-from ramet.records import Diff, Extent, LossReport, ObjectRecord, Reclaimed
+from ramet.records import Diff, Extent, LossReport, ObjectRecord, ObjectSpace, Reclaimed
 from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
 from ramet.tuning import find_tuning
 from ramet.units import parse_size
@@ -439,6 +439,17 @@ class Pool(PoolBase):
             found = self._find_all(as_list(targets))
             return self._core.frees([item.name for item in found]) if found else 0
 
+    def space(self, target: ObjectLike) -> ObjectSpace:
+        """Say what one object takes: what it maps, and what of that is its own or shared.
+
+        Result: bytes, exact for the moment of the call. The cost follows what it does not share.
+        Raises: NotFoundError; CorruptError where a map is damaged.
+        Example: pool.space("db").exclusive_bytes
+        """
+        with self._command():
+            mapped_bytes, exclusive_bytes = self._core.space(self._find(target).name)
+            return ObjectSpace(mapped_bytes, exclusive_bytes, mapped_bytes - exclusive_bytes)
+
     @contextmanager
     def holding_space(self) -> Iterator[Callable[[], bool]]:
         """Give no space back while the block is not left, so that the files can be read beside.
@@ -488,13 +499,16 @@ class Pool(PoolBase):
         self._check_usable()
         return self._core.checkpoint()
 
-    def stats(self) -> dict[str, int | str | bool]:
+    def stats(self) -> dict[str, int | float | str | bool]:
         """Give figures about the pool by name; those in bytes end in `_bytes`.
 
         Example: pool.stats()
         """
         self._check_usable()
-        return self._core.stats()
+        figures: dict[str, int | float | str | bool] = {**self._core.stats()}
+        mapped, living = int(figures["mapped_bytes"]), int(figures["living_bytes"])
+        figures["saving_factor"] = round(mapped / living, 2) if living else 1.0
+        return figures
 
     def serve_nbd(self, socket_path: str | os.PathLike[str]) -> NbdServer:
         """Serve every volume (read-write) and snapshot (read-only) by name over NBD.
