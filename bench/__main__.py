@@ -23,6 +23,7 @@ NAMES = {
     "shapes": "cost against size, fill and depth; random reads at depth",
     "memory": "memory of idle objects and of overwrites in a clone",
     "opening": "opening after a kill",
+    "datapath": "requests over NBD beside nbdkit and qemu-nbd",
 }
 
 

@@ -46,6 +46,8 @@ class Scale:
     overwrites: int
     tail_bytes: int
     objects: int
+    datapath_bytes: int
+    datapath_seconds: float
 
     @property
     def fleet_count(self) -> int:
@@ -70,6 +72,8 @@ FULL = Scale(
     overwrites=1_000,
     tail_bytes=1024 * MIB,
     objects=1_000_000,
+    datapath_bytes=1024 * MIB,
+    datapath_seconds=1.0,
 )
 QUICK = Scale(
     name="quick",
@@ -89,6 +93,8 @@ QUICK = Scale(
     overwrites=1_000,
     tail_bytes=128 * MIB,
     objects=20_000,
+    datapath_bytes=256 * MIB,
+    datapath_seconds=0.5,
 )
 TINY = Scale(
     name="tiny",
@@ -108,6 +114,8 @@ TINY = Scale(
     overwrites=20,
     tail_bytes=MIB,
     objects=100,
+    datapath_bytes=4 * MIB,
+    datapath_seconds=0.05,
 )
 SCALES = {scale.name: scale for scale in (FULL, QUICK, TINY)}
 

@@ -69,6 +69,16 @@ class Figure:
 MANY = 10_000
 _STALL = "at most 1.2 of without, or 5 ms"
 _SAME = "none measurable: at most 1.2"
+LIVE_MIB = 1024
+
+
+def _at_most(limit: float) -> Goal:
+    return Goal(f"at most {limit}", limit, count=LIVE_MIB)
+
+
+def _at_least(limit: float) -> Goal:
+    return Goal(f"at least {limit}", limit, at_least=True, count=LIVE_MIB)
+
 
 GOALS = {
     # Snapshot and clone of many, in the engine and by command.
@@ -101,6 +111,19 @@ GOALS = {
     "memory.overwrites": Goal("at most 256 KiB", 256 * 1024, count=1000),
     "opening.filled": Goal("under 2 s", 2.0, count=MANY),
     "opening.objects": Goal("under 2 s", 2.0, count=1_000_000),
+    # The data path: ratios to the peer that stands in the unit's column.
+    "datapath.memory.read.d32.cpu_us.ratio": _at_most(0.5),
+    "datapath.memory.read.d32.iops.ratio": _at_least(1.6),
+    "datapath.memory.write.d32.cpu_us.ratio": _at_most(0.5),
+    "datapath.memory.write.d32.iops.ratio": _at_least(1.6),
+    "datapath.memory.read.d1.p50_us.ratio": _at_most(0.8),
+    "datapath.memory.read.d1.cpu_us.ratio": _at_most(1.1),
+    "datapath.memory.write.d1.p50_us.ratio": _at_most(0.8),
+    "datapath.memory.write.d1.cpu_us.ratio": _at_most(1.1),
+    "datapath.disk.write.d32.iops.ratio": _at_least(3),
+    "datapath.disk.write.d32.cpu_us.ratio": _at_most(0.25),
+    "datapath.disk.write.flush.iops.ratio": _at_least(1.5),
+    "datapath.disk.sequential.read.iops.ratio": _at_least(1.25),
 }
 
 

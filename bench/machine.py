@@ -6,6 +6,7 @@ Reads /proc and the file system; changes nothing but the page cache and a probe 
 import os
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -57,6 +58,15 @@ def processor_seconds(process_id: int) -> float:
     text = Path(f"/proc/{process_id}/stat").read_text()
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sync_files(directory: Path) -> None:
+    """Write the files below `directory` back."""
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # A server may remove its files meanwhile.
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fdatasync(stream.fileno())
 
 
 def drop_caches(directory: Path) -> None:
