@@ -48,6 +48,8 @@ class Scale:
     objects: int
     datapath_bytes: int
     datapath_seconds: float
+    cold_bytes: int
+    cold_reads: int
 
     @property
     def fleet_count(self) -> int:
@@ -74,6 +76,8 @@ FULL = Scale(
     objects=1_000_000,
     datapath_bytes=1024 * MIB,
     datapath_seconds=1.0,
+    cold_bytes=4096 * MIB,
+    cold_reads=20_000,
 )
 QUICK = Scale(
     name="quick",
@@ -95,6 +99,8 @@ QUICK = Scale(
     objects=20_000,
     datapath_bytes=256 * MIB,
     datapath_seconds=0.5,
+    cold_bytes=512 * MIB,
+    cold_reads=5_000,
 )
 TINY = Scale(
     name="tiny",
@@ -116,6 +122,8 @@ TINY = Scale(
     objects=100,
     datapath_bytes=4 * MIB,
     datapath_seconds=0.05,
+    cold_bytes=8 * MIB,
+    cold_reads=200,
 )
 SCALES = {scale.name: scale for scale in (FULL, QUICK, TINY)}
 

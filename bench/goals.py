@@ -111,6 +111,7 @@ GOALS = {
     "memory.overwrites": Goal("at most 256 KiB", 256 * 1024, count=1000),
     "opening.filled": Goal("under 2 s", 2.0, count=MANY),
     "opening.objects": Goal("under 2 s", 2.0, count=1_000_000),
+    "cold.device_reads": Goal("at most 3", 3.0, count=20_000),
     # The data path: ratios to the peer that stands in the unit's column.
     "datapath.memory.read.d32.cpu_us.ratio": _at_most(0.5),
     "datapath.memory.read.d32.iops.ratio": _at_least(1.6),
