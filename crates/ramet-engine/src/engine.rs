@@ -453,6 +453,9 @@ impl Opening {
         older: Option<&Commit>,
     ) -> Result<Known, EngineError> {
         let (reached, known, dead) = load::files(table_nodes, newest)?;
+        if reached.objects_fill_nodes() {
+            self.nodes.files.read_ahead(reached.node_files.keys().copied());
+        }
         load::objects(&self.nodes, newest, dead, &mut self.table, &self.heads, &self.space)?;
         // What the older slot reaches is only looked at to know what nobody does.
         self.older = older.and_then(|older| Some(load::files(table_nodes, older).ok()?.0));

@@ -41,7 +41,11 @@ impl Log {
             let enough =
                 if contiguous { held.room_for_record(slots) } else { held.room_for_blocks(slots) };
             let grown = held.growable();
-            let prepared = if contiguous { held.growable_for_record(slots) } else { None };
+            let prepared = if contiguous {
+                held.growable_for_record(slots)
+            } else {
+                held.growable_for_blocks()
+            };
             (enough, grown.or(prepared))
         };
         if enough {

@@ -140,6 +140,15 @@ impl Tail {
         self.room_in_open() > slots || self.prepared.iter().any(holds)
     }
 
+    /// The first prepared segment of which more could be allocated: blocks are not counted on beyond
+    /// it.
+    pub(crate) fn growable_for_blocks(&self) -> Option<Arc<Segment>> {
+        let is_short = |segment: &&Arc<Segment>| {
+            segment.allocated.load(Ordering::Acquire) < segment.slots_count
+        };
+        self.prepared.iter().find(is_short).cloned()
+    }
+
     /// A prepared segment that could hold a record if more of it were allocated.
     pub(crate) fn growable_for_record(&self, slots: u32) -> Option<Arc<Segment>> {
         self.prepared.iter().find(|segment| segment.slots_count - 1 > slots).cloned()

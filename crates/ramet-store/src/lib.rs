@@ -79,6 +79,9 @@ pub trait File: Send + Sync {
     /// Ask the medium to begin writing a range, without waiting and without a promise.
     fn start_writeback(&self, offset_bytes: u64, length_bytes: u64);
 
+    /// Say that all of the file will be read soon: a hint, which a medium may use to read ahead.
+    fn will_be_read(&self) {}
+
     /// Cut the file off, or extend it with zeros, at `length_bytes`.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::object::{Object, ObjectKind, Table};
 use crate::record::Item;
 use crate::space::Space;
 use crate::{EngineError, Kind};
-use ramet_log::format::node::{NodeFileHeader, NodeFileKind, place};
+use ramet_log::format::node::{NodeFileHeader, NodeFileKind, UNIT_BYTES, place};
 use ramet_log::format::superblock::{Commit, NodeReference};
 use ramet_log::{BLOCK_BYTES, Known, Log, Position, SegmentId};
 use ramet_store::StoreError;
@@ -31,6 +31,20 @@ pub(crate) struct Reached {
     /// And units of each that are in use.
     pub(crate) node_files: BTreeMap<SegmentId, u32>,
     pub(crate) table_files: BTreeSet<SegmentId>,
+}
+
+/// Bytes that an object takes in its tree and in lineage, about.
+const OBJECT_BYTES: u64 = 256;
+/// Objects that are few are read as they come.
+const OBJECTS_MANY: u64 = 10_000;
+
+impl Reached {
+    /// Whether opening, which reads all objects, will read a good part of all node files.
+    pub(crate) fn objects_fill_nodes(&self) -> bool {
+        let objects = self.roots.objects.map_or(0, |root| root.mapped);
+        let units: u64 = self.node_files.values().map(|units| u64::from(*units)).sum();
+        objects >= OBJECTS_MANY && 4 * objects * OBJECT_BYTES >= units * UNIT_BYTES
+    }
 }
 
 fn contradiction(what: &str, key: u64) -> EngineError {

@@ -60,6 +60,16 @@ impl NodeFiles {
         Ok(bytes)
     }
 
+    /// Have the files read ahead, of which much will be needed.
+    pub(crate) fn read_ahead(&self, files: impl Iterator<Item = SegmentId>) {
+        for id in files {
+            // What is missing or damaged is found by whoever reads it.
+            if let Ok(file) = self.store.open(&self.kind.path(id), false) {
+                file.will_be_read();
+            }
+        }
+    }
+
     fn file(&self, id: SegmentId) -> Result<Arc<dyn File>, StoreError> {
         if let Some(file) = self.open.lock().get(&id) {
             return Ok(file.clone());
