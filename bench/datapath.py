@@ -54,21 +54,23 @@ class Server:
 Running = AbstractContextManager[Server]
 _DEEP = (("cpu_us", MEMORY_PEER), ("iops", MEMORY_PEER))
 _ALONE = (("p50_us", MEMORY_PEER), ("cpu_us", MEMORY_PEER))
-READ_32 = Workload("read.d32", ("read", 32, 4096), _DEEP)
-READ_1 = Workload("read.d1", ("read", 1, 4096), _ALONE)
-WRITE_1 = Workload("write.d1", ("write", 1, 4096), _ALONE)
+FRESH = Workload("sequential.read", ("read-through", 8, FILL_BYTES), (("iops", FILE_PEER),))
+AGED = Workload("sequential.read.aged", ("read-through", 8, FILL_BYTES))
 WORKLOADS = {
+    # The first reads what was written in order; the last what the writes between have scattered.
     "memory": (
-        READ_32,
+        FRESH,
+        Workload("read.d32", ("read", 32, 4096), _DEEP),
+        Workload("read.d1", ("read", 1, 4096), _ALONE),
         Workload("write.d32", ("write", 32, 4096), _DEEP),
-        READ_1,
-        WRITE_1,
-        Workload("sequential.read", ("read-through", 8, FILL_BYTES), (("iops", FILE_PEER),)),
+        Workload("write.d1", ("write", 1, 4096), _ALONE),
+        AGED,
     ),
     "disk": (
+        FRESH,
         Workload("write.d32", ("write", 32, 4096), (("iops", BEST), ("cpu_us", BEST))),
         Workload("write.flush", ("write-flush", 1, 4096), (("iops", BEST),)),
-        Workload("sequential.read", ("read-through", 8, FILL_BYTES), (("iops", FILE_PEER),)),
+        AGED,
     ),
 }
 
@@ -117,10 +119,14 @@ def _measure(bench: Bench, client: Path, place: str, directory: Path) -> None:
                 bench.say(f"datapath: {name} is left out: {missing.filename} is not installed")
                 continue
             _load(client, servers[name], ("write-through", 8, FILL_BYTES), size // FILL_BYTES)
+        used: dict[str, float] = {}
         for workload in WORKLOADS[place]:
             bench.say(f"datapath in {place}: {workload.name} of {', '.join(servers)}")
             found = _rounds(bench, client, servers, workload, directory)
             _add(bench, f"datapath.{place}.{workload.name}", workload, found)
+            used[workload.name] = statistics.median(it["cpu_us"] for it in found[RAMET])
+        aged = used[AGED.name] / used[FRESH.name]
+        bench.add(f"datapath.{place}.aged.ratio", "of fresh CPU", [aged], size // MIB)
 
 
 def _rounds(

@@ -125,6 +125,7 @@ GOALS = {
     "datapath.disk.write.d32.cpu_us.ratio": _at_most(0.25),
     "datapath.disk.write.flush.iops.ratio": _at_least(1.5),
     "datapath.disk.sequential.read.iops.ratio": _at_least(1.25),
+    "datapath.disk.aged.ratio": _at_most(1.5),
 }
 
 
