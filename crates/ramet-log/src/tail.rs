@@ -140,8 +140,8 @@ impl Tail {
         self.room_in_open() > slots || self.prepared.iter().any(holds)
     }
 
-    /// The first prepared segment of which more could be allocated: blocks are not counted on beyond
-    /// it.
+    /// The first prepared segment of which more could be allocated: blocks are not counted on
+    /// beyond it.
     pub(crate) fn growable_for_blocks(&self) -> Option<Arc<Segment>> {
         let is_short = |segment: &&Arc<Segment>| {
             segment.allocated.load(Ordering::Acquire) < segment.slots_count
