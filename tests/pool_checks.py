@@ -15,3 +15,8 @@ def assert_clean(pool_path: Path) -> Report:
     told = "\n".join(f"{it.code}: {it.text} ({it.place})" for it in report.findings)
     assert report.clean, f"{pool_path}: {report.findings_count} findings\n{told}"
     return report
+
+
+def taken_bytes(path: Path) -> int:
+    """Count what the files of a pool take of the file system."""
+    return sum(item.stat().st_blocks * 512 for item in path.rglob("*") if item.is_file())

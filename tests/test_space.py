@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ramet
-from pool_checks import assert_clean
+from pool_checks import assert_clean, taken_bytes
 from ramet.audit.check import check_beside
 from ramet.errors import NotFoundError
 from serving import run_ramet, serving
@@ -19,11 +19,6 @@ BLOCK_BYTES = 4096
 MIB = 1024 * 1024
 OVERHEAD_BYTES = 2 * MIB + 128 * 1024
 """The segment that is appended to, allocated ahead, and one prepared behind it."""
-
-
-def taken_bytes(path: Path) -> int:
-    """Count what the files of a pool take of the file system."""
-    return sum(item.stat().st_blocks * 512 for item in path.rglob("*") if item.is_file())
 
 
 def random_blocks(generator: random.Random, count: int) -> bytes:

@@ -118,6 +118,8 @@ class Pool:
     def frees(self, names: list[str]) -> int:
         """Say how many bytes deleting these objects would free."""
 
+    def set_limit(self, limit_bytes: int | None) -> None:
+        """Set how many bytes the pool may take; None: as many as there are."""
     def space(self, name: str) -> tuple[int, int]:
         """Give the bytes that an object maps, and those of them that no other object holds."""
     def stats(self) -> dict[str, int | str | bool]: ...

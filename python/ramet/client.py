@@ -152,6 +152,10 @@ class Client:
         body = {"everything": everything, "seconds": seconds}
         return Reclaimed(**self._ask("POST", "/v0/reclaims", body))
 
+    def set_limit(self, size: str | None) -> None:
+        """See `Verbs`."""
+        self._ask("POST", "/v0/limits", {"size": size})
+
     @contextmanager
     def holding_space(self) -> Iterator[Callable[[], bool]]:
         """See `Pool.holding_space`: over a connection of its own, ended with it."""

@@ -92,6 +92,9 @@ class Verbs(Protocol):
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """Give back what is dead, for a while."""
 
+    def set_limit(self, size: str | None) -> None:
+        """Have the pool take no more than `size`; None: as much as there is."""
+
     def diff(self, before: str, after: str) -> Diff:
         """Say what differs between two objects."""
 
@@ -202,6 +205,10 @@ class PoolVerbs:
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """See `Verbs`."""
         return self.pool.reclaim(everything=everything, seconds=seconds)
+
+    def set_limit(self, size: str | None) -> None:
+        """See `Verbs`."""
+        self.pool.set_limit(size)
 
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""

@@ -26,7 +26,7 @@ use ramet_log::format::superblock::Commit;
 use ramet_log::{
     Accept, BLOCK_BYTES_U64, Known, Log, Loss, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT,
 };
-use ramet_store::{FileStore, Store};
+use ramet_store::{FileStore, LimitStore, Store};
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,6 +53,7 @@ pub struct Engine {
     pub(crate) checkpoints: Mutex<Checkpoints>,
     pub(crate) reclaim: Reclaim,
     pub(crate) reserve: Reserve,
+    pub(crate) limited: Arc<LimitStore>,
     pub(crate) settings: Settings,
     pub(crate) counters: EngineCounters,
 }
@@ -185,6 +186,8 @@ impl Engine {
         settings: Settings,
         acceptance: Option<&Acceptance>,
     ) -> Result<(Arc<Engine>, Option<LossReport>), EngineError> {
+        let limited = Arc::new(LimitStore::new(store));
+        let store: Arc<dyn Store> = limited.clone();
         let seed = ramet_log::read_descriptor(&*store)?.seed;
         let files = |kind| NodeFiles::new(store.clone(), seed, kind);
         // A quarter for pages of slot tables: a page speaks for more blocks than a leaf.
@@ -192,19 +195,10 @@ impl Engine {
         let nodes_bytes = settings.node_budget_bytes - pages_bytes;
         let nodes = Arc::new(Nodes::new(files(NodeFileKind::Nodes), nodes_bytes));
         let table_nodes = files(NodeFileKind::Tables);
-        let opening = RefCell::new(Opening {
-            table: Table::default(),
-            heads: Arc::new(Heads::default()),
-            space: Space::new(nodes.clone()),
-            changed: Changed::default(),
-            nodes: nodes.clone(),
-            last: Position::ZERO,
-            cut: LogEnd::default(),
-            reached: Reached::default(),
-            older: None,
-            unread: None,
-        });
+        let opening = RefCell::new(Opening::new(nodes.clone()));
         let mut start = |newest: &Commit, older: Option<&Commit>| {
+            // Going back to before damage is not to fail for want of room.
+            crate::limit::begin(&limited, newest, acceptance.is_none())?;
             opening.borrow_mut().start(&table_nodes, newest, older)
         };
         let mut apply = |said: Replay<'_>| opening.borrow_mut().replay(said);
@@ -225,6 +219,7 @@ impl Engine {
         if let (Some(older), None, false) = (&opened.older, &loss, read_only) {
             remove_orphans(&log, &[&opened.reached, older]);
         }
+        crate::limit::begin(&limited, &log.newest_commit(), true)?;
         let Reached { roots, table_files, node_files } = opened.reached;
         let reserve = Reserve::new(log.descriptor().segment_bytes);
         let node_units = node_files.values().map(|units| u64::from(*units)).sum();
@@ -242,6 +237,7 @@ impl Engine {
             checkpoints: Mutex::new(checkpoints),
             reclaim: Reclaim::default(),
             reserve,
+            limited,
             settings,
             counters: EngineCounters::opened(opened.cut, node_units),
         };
@@ -446,6 +442,21 @@ struct Opening {
 }
 
 impl Opening {
+    fn new(nodes: Arc<Nodes>) -> Self {
+        Opening {
+            table: Table::default(),
+            heads: Arc::new(Heads::default()),
+            space: Space::new(nodes.clone()),
+            changed: Changed::default(),
+            nodes,
+            last: Position::ZERO,
+            cut: LogEnd::default(),
+            reached: Reached::default(),
+            older: None,
+            unread: None,
+        }
+    }
+
     fn start(
         &mut self,
         table_nodes: &NodeFiles,

@@ -59,9 +59,12 @@ fn store_error(error: &StoreError) -> EngineError {
         StoreError::Exists { .. } => {
             (Kind::Conflict, "pool_file_exists", "choose an empty or a new directory")
         }
-        StoreError::Full { .. } => {
-            (Kind::Full, "pool_full", "free space on the file system that holds the pool")
-        }
+        StoreError::Full { .. } => (
+            Kind::Full,
+            "pool_full",
+            "delete what is not needed, free space on the file system that holds the pool, \
+             or raise its limit, if it has one (`ramet stats`)",
+        ),
         StoreError::ReadOnly { .. } => (
             Kind::Unavailable,
             "pool_not_writable",

@@ -16,6 +16,7 @@ mod extents;
 mod failure;
 mod head;
 mod ids;
+mod limit;
 pub mod lineage;
 mod loss;
 pub mod map;

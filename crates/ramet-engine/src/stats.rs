@@ -59,7 +59,11 @@ pub struct Stats {
     pub gate_closed_ns_last: u64,
     /// See `gate_closed_ns_last`.
     pub gate_closed_ns_max: u64,
-    /// Bytes free on the medium, and in all.
+    /// Bytes that the pool's files take.
+    pub taken_bytes: u64,
+    /// Bytes that they may take; 0: no limit.
+    pub limit_bytes: u64,
+    /// Bytes free on the medium, and in all; below the limit, where that is less.
     pub space_free_bytes: u64,
     /// See `space_free_bytes`.
     pub space_bytes: u64,
@@ -111,6 +115,8 @@ impl Engine {
             nodes_dirty_bytes: self.nodes.dirty_bytes(),
             gate_closed_ns_last: counters.gate_closed_ns_last.load(Ordering::Relaxed),
             gate_closed_ns_max: counters.gate_closed_ns_max.load(Ordering::Relaxed),
+            taken_bytes: self.limited.taken_bytes(),
+            limit_bytes: self.limited.limit_bytes().unwrap_or(0),
             space_free_bytes,
             space_bytes,
             poisoned: self.poisoned().to_string(),

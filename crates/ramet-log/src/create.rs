@@ -14,7 +14,8 @@ pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// The largest segments: 256 MiB.
 pub const SEGMENT_BYTES_MAX: u64 = SLOTS_MAX as u64 * BLOCK_BYTES_U64;
-const DIRECTORIES: [&str; 4] = ["segments", "nodes", "tables", "spare"];
+/// Where the files of a pool lie, beside its root.
+pub const DIRECTORIES: [&str; 4] = ["segments", "nodes", "tables", "spare"];
 /// Files that a creation cut short may have left.
 const UNFINISHED: [&str; 3] = ["lock", "superblock", "pool.new"];
 

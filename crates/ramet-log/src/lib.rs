@@ -27,7 +27,7 @@ mod thin;
 mod types;
 
 pub use checksum::{crc, crc_blocks};
-pub use create::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+pub use create::{DIRECTORIES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{LogError, Result};
 pub use gate::{GateGuard, PreparedRecord, RECORD_BYTES_MAX};
 pub use log::{Counters, Log};

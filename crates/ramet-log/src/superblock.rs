@@ -117,6 +117,17 @@ impl Log {
         self.write_commit(&mut |_| {})
     }
 
+    /// Write the older slot: bytes that the pool may take; 0: no limit. The store holds to it.
+    ///
+    /// # Errors
+    /// As `commit_checkpoint`.
+    ///
+    /// # Durability
+    /// As `commit_checkpoint`.
+    pub fn commit_limit(&self, limit_bytes: u64) -> Result<()> {
+        self.write_commit(&mut |next| next.limit_bytes = limit_bytes)
+    }
+
     /// Write the older slot, where it would say more than before of what is durable: for a log that
     /// is closed without a checkpoint, so that damage at its end is not taken for a torn tail.
     ///

@@ -186,6 +186,10 @@ impl Pool {
         self.call(py, |engine| engine.frees(&names))
     }
 
+    fn set_limit(&self, py: Python<'_>, limit_bytes: Option<u64>) -> PyResult<()> {
+        self.call(py, |engine| engine.set_limit(limit_bytes))
+    }
+
     /// Bytes that an object maps, and those of them that nobody else holds.
     fn space(&self, py: Python<'_>, name: &str) -> PyResult<(u64, u64)> {
         let told = self.call(py, |engine| engine.object_space(name))?;
@@ -223,6 +227,8 @@ impl Pool {
             ("nodes_dirty_bytes", stats.nodes_dirty_bytes),
             ("gate_closed_ns_last", stats.gate_closed_ns_last),
             ("gate_closed_ns_max", stats.gate_closed_ns_max),
+            ("taken_bytes", stats.taken_bytes),
+            ("limit_bytes", stats.limit_bytes),
             ("space_free_bytes", stats.space_free_bytes),
             ("space_bytes", stats.space_bytes),
         ] {

@@ -10,11 +10,13 @@
 mod error;
 mod fault;
 mod file;
+mod limit;
 mod memory;
 
 pub use error::StoreError;
 pub use fault::{Fault, FaultStore, Kept, Operation, When};
 pub use file::FileStore;
+pub use limit::LimitStore;
 pub use memory::MemoryStore;
 
 use std::sync::Arc;

@@ -1,7 +1,9 @@
-//! What every store has to do, held against each of them alike: the file system, memory, and the
-//! one that fails on purpose as long as it is not asked to.
+//! What every store has to do, held against each of them alike: the file system, memory, one with a
+//! limit, and the one that fails on purpose as long as it is not asked to.
 
-use ramet_store::{FaultStore, File, FileStore, LockMode, MemoryStore, Store, StoreError};
+use ramet_store::{
+    FaultStore, File, FileStore, LimitStore, LockMode, MemoryStore, Store, StoreError,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +39,12 @@ fn with_fault_store(case: impl FnOnce(&dyn Store)) {
     case(&FaultStore::new(1));
 }
 
+fn with_limit_store(case: impl FnOnce(&dyn Store)) {
+    let store = LimitStore::new(Arc::new(MemoryStore::new()));
+    store.set_limit(Some(64 << 20));
+    case(&store);
+}
+
 /// Each case is a test of each store.
 macro_rules! conformance {
     ($($case:ident)*) => {
@@ -45,6 +53,9 @@ macro_rules! conformance {
         }
         mod memory {
             $(#[test] fn $case() { super::with_memory_store(super::$case); })*
+        }
+        mod limit {
+            $(#[test] fn $case() { super::with_limit_store(super::$case); })*
         }
         mod fault {
             $(#[test] fn $case() { super::with_fault_store(super::$case); })*

@@ -72,6 +72,14 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         "-p /srv/pool reclaim --all",
     )
     it.add_argument("--all", action="store_true", help="also where little of a file comes back")
+    it = verb(
+        nouns,
+        "limit",
+        ("limit", "limit"),
+        "have the pool take no more than so much space",
+        "-p /srv/pool limit 100GiB",
+    )
+    it.add_argument("size", metavar="SIZE|none", help="bytes, or with a unit; none: no limit")
     verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")
     it = verb(
         nouns,

@@ -121,6 +121,12 @@ class Reclaim(msgspec.Struct, forbid_unknown_fields=True):
     seconds: float = 1.0
 
 
+class Limit(msgspec.Struct, forbid_unknown_fields=True):
+    """Say how much the pool may take; null: as much as there is."""
+
+    size: str | None
+
+
 class Checkpoint(msgspec.Struct, forbid_unknown_fields=True):
     """Write the maps out."""
 
@@ -277,4 +283,5 @@ def _add_verbs(
             else verbs.delete(it.names, it.force)
         ),
     )
+    post("/v0/limits", Limit, lambda it: verbs.set_limit(it.size))
     post("/v0/reclaims", Reclaim, lambda it: verbs.reclaim(it.everything, it.seconds).to_json())

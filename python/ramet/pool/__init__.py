@@ -479,6 +479,18 @@ class Pool(PoolBase):
         self._check_usable()
         return Reclaimed(*self._core.reclaim(everything, int(seconds * 1000)))
 
+    def set_limit(self, size: str | int | None) -> None:
+        """Have the pool take no more than `size`, as if its file system were no larger.
+
+        `size`: bytes or a text; None: no limit. All files of the pool count, as `du` counts them.
+        What is beyond it is refused as on a full file system. Durable on return.
+        Raises: InvalidError (code limit_below_use) where more is taken already; ReadOnlyError;
+        UnavailableError once the pool is poisoned or closed.
+        Example: pool.set_limit("10GiB")
+        """
+        self._check_usable()
+        self._core.set_limit(None if size is None else parse_size(size))
+
     def flush(self) -> None:
         """Make durable every write of every volume that was completed before the call.
 
