@@ -109,6 +109,8 @@ pub(crate) fn tell_mapped(
     length_bytes: u64,
     sink: &mut ExtentSink<'_>,
 ) -> Result<()> {
+    // Nodes that a write replaces meanwhile stay until they were looked into.
+    let _pin = device.engine().reclaim.pin();
     let mut teller = Teller::new(offset_bytes, length_bytes, sink);
     let (mut runs, mut loads) = (0, 0);
     while !teller.is_done() && runs < RUNS_MAX {

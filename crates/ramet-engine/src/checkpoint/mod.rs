@@ -20,7 +20,7 @@ use crate::{EngineError, Kind};
 use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::NodeReference;
-use ramet_log::{ObjectId, SegmentId};
+use ramet_log::{ObjectId, SegmentId, Sequence};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,8 +34,10 @@ pub(crate) const ROOT_FILES: u16 = 3;
 /// Bytes that table files may take beyond three times what is live in them.
 const TABLE_SLACK_BYTES: u64 = 1 << 20;
 
-/// After deletes were answered a checkpoint gives them back, this long after the one before it.
+/// After deletes were answered a checkpoint gives them back, when nothing happened for this long,
 const DEATHS_WAIT: Duration = Duration::from_secs(1);
+/// or after this long.
+const DEATHS_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Nodes that are worth a checkpoint where space is short,
 const SHORT_DIRTY_BYTES: u64 = 1 << 20;
 /// that is where less is free than so many times of them.
@@ -68,6 +70,10 @@ pub(crate) struct Checkpoints {
     retired: BTreeSet<SegmentId>,
     at: Instant,
     log_bytes: u64,
+    /// The last batch that was appended when somebody looked, and since when that is so.
+    quiet: (Sequence, Instant),
+    /// When answered deaths were first seen.
+    deaths_at: Option<Instant>,
     /// Segments that the next checkpoint has to look at again.
     look_again: HashSet<SegmentId>,
     /// Units in use of every node file that the roots may reach.
@@ -123,6 +129,8 @@ impl Checkpoints {
             retired: BTreeSet::new(),
             at: Instant::now(),
             log_bytes: 0,
+            quiet: (Sequence(0), Instant::now()),
+            deaths_at: None,
             look_again: HashSet::new(),
             node_files,
         }
@@ -194,13 +202,12 @@ impl Engine {
             || self.nodes.dirty_bytes() >= self.nodes.budget_bytes() / 2
             || now.saturating_duration_since(state.at) >= settings.checkpoint_every
             || self.space_is_short();
-        // Deletes are given back soon, without anybody asking.
-        let deaths = now.saturating_duration_since(state.at) >= DEATHS_WAIT
-            && self.space.deaths_are_answered();
-        if !due && !deaths {
+        // Deletes are given back soon, without anybody asking: at once where nothing else happens.
+        let deaths = self.deaths_are_due(&mut state, now);
+        if !due && deaths.is_none() {
             return Ok(false);
         }
-        let aim = if deaths { Aim::Deaths } else { Aim::Time };
+        let aim = deaths.unwrap_or(Aim::Time);
         match self.with_reserve(|| self.write_checkpoint(&mut state, aim)) {
             // Tried again when more has changed, or later.
             Err(error) if error.kind == Kind::Full => {
@@ -249,6 +256,25 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Whether answered deaths call for a checkpoint. A segment that is appended to is not ended for
+    /// them while others write: many small ones would come of that.
+    fn deaths_are_due(&self, state: &mut Checkpoints, now: Instant) -> Option<Aim> {
+        let appended = self.log.appended();
+        if state.quiet.0 != appended {
+            state.quiet = (appended, now);
+        }
+        if !self.space.deaths_are_answered() {
+            state.deaths_at = None;
+            return None;
+        }
+        let since = |then| now.saturating_duration_since(then);
+        let first = *state.deaths_at.get_or_insert(now);
+        if since(state.quiet.1) >= DEATHS_WAIT {
+            return Some(Aim::Deaths);
+        }
+        (since(first) >= DEATHS_WAIT_MAX && since(state.at) >= DEATHS_WAIT_MAX).then_some(Aim::Time)
     }
 
     /// Whether nodes that are nowhere else could soon find no room.
