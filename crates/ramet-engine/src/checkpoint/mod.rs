@@ -258,8 +258,8 @@ impl Engine {
         }
     }
 
-    /// Whether answered deaths call for a checkpoint. A segment that is appended to is not ended for
-    /// them while others write: many small ones would come of that.
+    /// Whether answered deaths call for a checkpoint. A segment that is appended to is not ended
+    /// for them while others write: many small ones would come of that.
     fn deaths_are_due(&self, state: &mut Checkpoints, now: Instant) -> Option<Aim> {
         let appended = self.log.appended();
         if state.quiet.0 != appended {
