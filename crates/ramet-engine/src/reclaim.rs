@@ -1,7 +1,7 @@
 //! Giving space back: what checkpoints found dead, removed or thinned once both slots say so.
 //!
-//! Calls the log; its steps run on the thread that writes checkpoints, under no lock that a reader
-//! or writer takes. Invariant: nothing is given back that the checkpoint of either slot reaches.
+//! Calls the log; its steps run on a thread of their own, under no lock that a reader or writer
+//! takes. Invariant: nothing is given back that the checkpoint of either slot reaches.
 //! See docs/internals/reclaim.md.
 
 use crate::EngineError;
@@ -15,7 +15,7 @@ use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet};
 use ramet_store::StoreError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// A segment is thinned when this part of it would come back.
@@ -43,8 +43,7 @@ pub(crate) struct Reclaim {
     holds: Mutex<BTreeMap<u64, bool>>,
     pub(crate) given_back_bytes: AtomicU64,
     /// Set once the medium turned out to keep no holes.
-    no_holes: AtomicU64,
-    failures: AtomicU64,
+    no_holes: AtomicBool,
     /// One gives back at a time: who waits for it has waited for all.
     pub(crate) stepping: Mutex<()>,
     counting: Mutex<Counting>,
@@ -139,7 +138,7 @@ impl Reclaim {
     }
 
     pub(crate) fn holes_supported(&self) -> bool {
-        self.no_holes.load(Ordering::Relaxed) == 0
+        !self.no_holes.load(Ordering::Relaxed)
     }
 
     /// Whether it pays to give back what of a segment is dead.
@@ -166,7 +165,6 @@ impl Reclaim {
     fn allow_nodes(&self, counted: Counted, given: &mut BTreeMap<SegmentId, BTreeSet<u64>>) {
         given.retain(|id, _| !counted.whole.contains(id));
         let mut due = self.due.lock();
-        due.nodes.clear();
         for (id, runs) in counted.pages {
             let before = given.entry(id).or_default();
             let mut fresh = PageRuns::new();
@@ -178,7 +176,8 @@ impl Reclaim {
                 }
             }
             if !fresh.is_empty() {
-                due.nodes.insert(id, fresh);
+                // What an earlier count found, and was not given back yet, is as free as then.
+                due.nodes.entry(id).or_default().extend(fresh);
             }
         }
         due.dead_node_files = counted.whole;
@@ -398,11 +397,7 @@ impl Engine {
             return Ok(false);
         }
         let Some(work) = self.next_work() else { return Ok(false) };
-        let done = self.give_back(work);
-        if done.is_err() {
-            reclaim.failures.fetch_add(1, Ordering::Relaxed);
-        }
-        done?;
+        self.give_back(work)?;
         // The first that comes back is kept for the next time.
         let _ = self.fill_reserve();
         Ok(reclaim.is_due())
@@ -443,7 +438,7 @@ impl Engine {
                     came_back(bytes);
                 }
                 None => {
-                    reclaim.no_holes.store(1, Ordering::Relaxed);
+                    reclaim.no_holes.store(true, Ordering::Relaxed);
                 }
             },
             Work::Nodes(id, pages) => {

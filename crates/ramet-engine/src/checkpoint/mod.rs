@@ -280,8 +280,11 @@ impl Engine {
     /// Whether nodes that are nowhere else could soon find no room.
     fn space_is_short(&self) -> bool {
         let dirty_bytes = self.nodes.dirty_bytes();
-        let free_bytes = self.log.store().space_bytes().map_or(u64::MAX, |(free, _)| free);
-        dirty_bytes >= SHORT_DIRTY_BYTES && free_bytes < SHORT_TIMES * dirty_bytes
+        // Looked at ten times a second: the system is asked only where the answer can matter.
+        dirty_bytes >= SHORT_DIRTY_BYTES && {
+            let free = self.log.store().space_bytes();
+            free.is_ok_and(|(free_bytes, _)| free_bytes < SHORT_TIMES * dirty_bytes)
+        }
     }
 
     /// The cut: no command is under way, and the gate is closed while the roots are taken.
