@@ -195,3 +195,27 @@ fn a_full_pool_takes_deletes_and_has_room_afterwards() {
         run.steps(&[delete("a"), Step::Reclaim { all: true }, create("a", 4096)]);
     }
 }
+
+/// Nodes that only the older slot's checkpoint reaches are given back once the newer one is in both
+/// slots: no block is dead here, so nothing else had it written twice.
+#[test]
+fn nodes_that_the_older_slot_reaches_stay_until_it_does_not() {
+    const LEAVES: u64 = 300;
+    let mut run = Run::quiet(5);
+    run.steps(&[create("a", 512 * LEAVES)]);
+    let fill = |run: &mut Run, round: u64| {
+        for leaf in 0..LEAVES {
+            let stamp = 1_000_000 * (round + 1) + 1000 * leaf;
+            run.steps(&[write("a", 512 * leaf + 2 * round, 1, stamp)]);
+        }
+        run.steps(&[Step::Checkpoint]);
+    };
+    fill(&mut run, 0);
+    fill(&mut run, 1);
+    run.steps(&[Step::Reclaim { all: false }]);
+    assert!(run.totals.given_back_bytes >= 8 << 10, "no page of nodes came back");
+    let store = run.store.crash(Kept::Everything);
+    damage_newer_slot(&store);
+    let mut survivor = run.survivor(store, "the newer slot is damaged");
+    survivor.reopen().unwrap_or_else(|error| panic!("{}: {error}", survivor.context));
+}
