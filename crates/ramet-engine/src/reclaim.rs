@@ -204,7 +204,7 @@ enum Work {
 }
 
 impl Engine {
-    /// Give back some of what may be. Result: whether more waits.
+    /// Give back some of what may be. Result: whether to call again at once, which is never so.
     ///
     /// # Errors
     /// `Unavailable` where the medium fails. What could not be given back is tried again after the
@@ -216,7 +216,10 @@ impl Engine {
         if self.count_is_due(now) {
             self.count_nodes()?;
         }
-        self.give_some_back()
+        self.give_some_back()?;
+        // One at a time, with time between: a file that shrinks makes the file system write its
+        // journal, which the flushes of clients wait for.
+        Ok(false)
     }
 
     /// Give nothing back from here on, so that the pool's files can be read beside the engine as
