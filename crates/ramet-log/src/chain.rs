@@ -276,6 +276,27 @@ impl Chain {
         scan(&*file, length, header, &mut loaded)?;
         Ok(loaded)
     }
+
+    /// As `load`; a footer that tells of batches behind `end` does not count: these were discarded.
+    pub(crate) fn load_until(
+        &self,
+        store: &dyn Store,
+        id: SegmentId,
+        end: Sequence,
+    ) -> Result<Loaded> {
+        let mut loaded = self.load(store, id)?;
+        let tells_more = loaded.batches.last().is_some_and(|batch| batch.sequence > end);
+        if let Some(header) = self.header(id)
+            && loaded.trailer.is_some()
+            && tells_more
+        {
+            let file = store.open(&segment_path(id), false)?;
+            (loaded.checksums, _) =
+                checksums_of_batches(&*file, id, header.nonce, loaded.ends_at())?;
+            (loaded.trailer, loaded.sealed_bytes) = (None, None);
+        }
+        Ok(loaded)
+    }
 }
 
 fn check_header(

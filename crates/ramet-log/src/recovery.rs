@@ -498,7 +498,7 @@ impl<'a> Opening<'a> {
                 let needed = *id <= at_cut;
                 return if needed { Err(damaged(stop, self.cut.sequence)) } else { Ok(Some(stop)) };
             }
-            let loaded = chain.load(self.store, *id)?;
+            let loaded = chain.load_until(self.store, *id, end)?;
             let shows = |batch: &JournalBatch| batch.sequence == self.cut.sequence;
             if *id == at_cut && !loaded.batches.iter().any(shows) {
                 let slot = self.cut.position.locator().slot();

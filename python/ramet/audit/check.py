@@ -29,7 +29,7 @@ from ramet.audit.structures import (
     decode_commit,
     decode_descriptor,
 )
-from ramet.audit.table import FileTable
+from ramet.audit.table import SEGMENT, FileTable
 from ramet.audit.trees import Tree
 from ramet.errors import UnavailableError
 
@@ -110,7 +110,8 @@ class _Check:
         log = self._log = reader.find_segments()
         self._check_epochs(newer, [segment.id for segment in log.segments])
         self._check_epochs(newer, list(checkpoints.tables[0].entries))
-        reader.know(log, checkpoints.known_files(), checkpoints.thinned_segments())
+        known = checkpoints.known_files()
+        reader.know(log, known, checkpoints.thinned_segments(), checkpoints.ended_segments())
         self._files.bytes_to_read = self._bytes_of(log)
         self._files.doing = "reading the log"
         reader.scan(log, self._quick)
@@ -243,7 +244,7 @@ class _Check:
 
     def _replay_segment(self, segment: Segment, commit: Commit, replay: Replay) -> None:
         with self._files.open(segment.name) as file:
-            scan = scan_segment(file, segment.header, self._seed, quick=True, last=segment.last)
+            scan = segment.scan(file, self._seed, quick=True)
             for slot, batch in journal_batches(scan.journal):
                 if commit.cut_sequence < batch.sequence <= self._log.last_sequence:
                     locator = segment.id << SLOT_BITS | slot
@@ -298,6 +299,11 @@ class _Checkpoints:
         """Give the segments of which dead slots may be gone."""
         entries = [item for table in self.tables for item in table.entries.items()]
         return {key for key, entry in entries if entry.thinned}
+
+    def ended_segments(self) -> dict[int, int]:
+        """Give the slots where segments end that were never sealed."""
+        entries = self.tables[0].entries.items()
+        return {key: it.used for key, it in entries if it.kind == SEGMENT and not it.sealed}
 
     def hold_newer(self, quick: bool) -> tuple[Objects, list[Need]]:
         """Hold a checkpoint in every respect. Result: its objects, and what is wrong in maps."""

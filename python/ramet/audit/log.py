@@ -21,7 +21,7 @@ from ramet.audit.structures import (
     check_identity,
     decode_segment_header,
 )
-from ramet.audit.thinned import load_thinned
+from ramet.audit.thinned import load_trailer
 
 FILE_NAME = re.compile(r"(?!0{9})[0-9a-f]{12}")  # Epochs begin with 1.
 BLANK_BYTES = 512  # A header of which these are zeros was never written.
@@ -49,7 +49,9 @@ class Segment:
     broken: str = ""
     sealed: bool = False
     thinned: bool = False
-    """Whether what is dead in it may be gone, and its batches with it."""
+    """Whether what is dead in it may be gone, and its batches with it where it was sealed."""
+    ended_at: int = 0
+    """The slot where the file table says that it ends though it was not sealed."""
     blocks_count: int = 0
     remains_at: int | None = None
     """Where a footer that was written is damaged."""
@@ -63,6 +65,11 @@ class Segment:
     def place(self, slot: int) -> Place:
         """Say where a slot is."""
         return Place(self.name, slot * BLOCK_BYTES)
+
+    def scan(self, file: PoolFile, seed: int, *, quick: bool) -> Scan:
+        """Look at all of it that counts; `quick`: leave the bytes of blocks out."""
+        last, ended_at = self.last, self.ended_at
+        return scan_segment(file, self.header, seed, quick=quick, last=last, ended_at=ended_at)
 
     def take(self, scan: Scan) -> None:
         """Keep of a scan what is needed later."""
@@ -184,12 +191,17 @@ class LogReader:
                 continue
             self._report.add("segment_header", f"a segment's header: {text}", Place(name, 0))
 
-    def know(self, log: Log, known: set[int], thinned: set[int]) -> None:
-        """Take from the file tables which segments were given back, and which of them in part."""
+    def know(self, log: Log, known: set[int], thinned: set[int], ended: dict[int, int]) -> None:
+        """Take from the file tables which segments were given back, and which of them in part.
+
+        `ended`: where those end that were never sealed. The segment that followed them said it
+        too, but may have been given back.
+        """
         cut = self._commit.cut_position >> SLOT_BITS
         stale = {it.id for it in log.segments if it.id < cut and it.id not in known}
         for segment in log.segments:
             segment.thinned = segment.id in thinned
+            segment.ended_at = ended.get(segment.id, 0)
             if segment.id in stale:
                 self._report.note(f"'{segment.name}' was given back; nothing reads it")
         log.forget(stale)
@@ -208,12 +220,13 @@ class LogReader:
             self._report_faults(log, segment)
 
     def _scan_one(self, segment: Segment, quick: bool) -> None:
-        if segment.thinned:
+        if segment.thinned and not segment.ended_at:
             self._look_at_thinned(segment)
             return
+        quick = quick or segment.thinned
         try:
             with self._files.open(segment.name) as file:
-                scan = self._scan_file(file, segment, quick)
+                scan = segment.scan(file, self._descriptor.seed, quick=quick)
         except MalformedError as error:
             segment.broken = str(error)
             return
@@ -228,7 +241,7 @@ class LogReader:
         self._report.count("segments_count")
         try:
             with self._files.open(segment.name) as file:
-                trailer = load_thinned(file, segment.header).trailer
+                trailer = load_trailer(file, segment.header)
         except MalformedError as error:
             segment.broken = str(error)
             self._report.add("footer", f"segment {segment.id:012x}: {error}", segment.place(0))
@@ -236,10 +249,6 @@ class LogReader:
         segment.sealed, segment.end_slot = True, trailer.slots_count
         segment.first_sequence, segment.last_sequence = trailer.first, trailer.last
         segment.durable = trailer.durable
-
-    def _scan_file(self, file: PoolFile, segment: Segment, quick: bool) -> Scan:
-        seed = self._descriptor.seed
-        return scan_segment(file, segment.header, seed, quick=quick, last=segment.last)
 
     def _last_durable(self, log: Log) -> int:
         commit = self._commit

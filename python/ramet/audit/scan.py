@@ -10,7 +10,7 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 
-from ramet.audit.checksums import BLOCK_BYTES, U64Array, block_crc, fold_blocks
+from ramet.audit.checksums import BLOCK_BYTES, U32Array, U64Array, block_crc, fold_blocks
 from ramet.audit.files import PoolFile
 from ramet.audit.footer import (
     OWNER,
@@ -91,18 +91,27 @@ class Scan(NamedTuple):
     """What is there of a footer that does not count as a whole."""
     block_indexes: U64Array
     """Of each slot up to the end; `NO_BLOCK` where it holds none."""
+    checksums: U32Array
+    """Of each slot up to the end; zero where it holds no block."""
     blocks_count: int
     records_count: int
 
 
 def scan_segment(
-    file: PoolFile, header: SegmentHeader, seed: int, *, quick: bool, last: Last | None = None
+    file: PoolFile,
+    header: SegmentHeader,
+    seed: int,
+    *,
+    quick: bool,
+    last: Last | None = None,
+    ended_at: int = 0,
 ) -> Scan:
     """Look at all of a segment.
 
     `quick`: leave the bytes of blocks out. `last`: nothing behind that batch is looked at.
+    `ended_at`: the slot where the file table says that it ends, unsealed; 0: it says nothing.
     """
-    return _Scanner(file, header, seed, quick, last).run()
+    return _Scanner(file, header, seed, quick, (last, ended_at)).run()
 
 
 class _Scanner:
@@ -112,17 +121,20 @@ class _Scanner:
         header: SegmentHeader,
         seed: int,
         quick: bool,
-        last: Last | None,
+        end: tuple[Last | None, int],
     ) -> None:
+        last, ended_at = end
         self._file, self._header, self._seed, self._quick = file, header, seed, quick
         self._last = last
-        self._footer = load_footer(file, header)
+        self._is_end_told = last is not None or ended_at != 0
+        self._footer = None if ended_at else load_footer(file, header)
         if self._footer and last and self._footer.trailer.last > last.sequence:
             self._footer = None  # It tells of batches that were discarded.
         self._faults: list[Fault] = []
         self._told: dict[int, Batch] = {}
         self._durable = self._footer.trailer.durable if self._footer else 0
-        slots_count = min(header.slots_count, file.length_bytes // BLOCK_BYTES)
+        slots_max = ended_at or header.slots_count
+        slots_count = min(slots_max, file.length_bytes // BLOCK_BYTES)
         self._slots_count = self._footer.trailer.slots_count if self._footer else slots_count
         if self._footer:
             self._read_journal(self._footer)
@@ -144,7 +156,7 @@ class _Scanner:
                 break
         if self._footer:
             self._compare_footer(self._footer)
-        elif self._last is None:
+        elif not self._is_end_told:
             self._search_beyond()
         indexes = np.full(self._slot, NO_BLOCK, dtype=np.uint64)
         held = self._owners["object"][: self._slot] != 0
@@ -158,8 +170,9 @@ class _Scanner:
             self._durable,
             self._beyond_count,
             self._footer,
-            None if self._footer or self._last else self._find_remains(),
+            None if self._footer or self._is_end_told else self._find_remains(),
             indexes,
+            self._checksums[: self._slot],
             self._blocks_count,
             self._records_count,
         )

@@ -15,7 +15,7 @@ from ramet.audit.files import PoolFiles
 from ramet.audit.footer import load_footer
 from ramet.audit.log import Log, Segment
 from ramet.audit.report import Finding
-from ramet.audit.scan import NO_BLOCK, scan_segment
+from ramet.audit.scan import NO_BLOCK
 from ramet.audit.structures import SLOT_BITS, SLOTS_MAX, MalformedError
 from ramet.audit.thinned import Thinned, load_thinned, wrong_blocks
 
@@ -89,9 +89,7 @@ class Slots:
                     indexes[footer.owners["object"] == 0] = NO_BLOCK
                     found: U64Array = indexes
                 else:
-                    header, last = segment.header, segment.last
-                    scan = scan_segment(file, header, self._seed, quick=True, last=last)
-                    found = scan.block_indexes
+                    found = segment.scan(file, self._seed, quick=True).block_indexes
         except MalformedError:
             found = np.zeros(0, dtype=np.uint64)
         if self._last >> SLOT_BITS == segment.id:
@@ -166,7 +164,9 @@ class Slots:
                 if segment.id not in self._thinned:
                     if len(self._thinned) >= THINNED_MAX:
                         self._thinned.clear()
-                    self._thinned[segment.id] = load_thinned(file, segment.header)
+                    self._thinned[segment.id] = load_thinned(
+                        file, segment.header, self._seed, segment.ended_at
+                    )
                 thinned = self._thinned[segment.id]
                 own = slots[fresh].astype(np.uint64)
                 told = (self._seed, own, blocks[fresh])

@@ -1,7 +1,8 @@
 """Segments of which dead slots were given back: docs/internals/format.md, "File table".
 
 What is left of one is its header, the blocks that are not dead with their checksums, and its
-trailer. Invariant: a block is verified when a map is found to hold it, against the index there.
+trailer; where it was never sealed, all batch headers instead of the trailer. Invariant: a block is
+verified when a map is found to hold it, against the index there.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from ramet.audit.checksums import BLOCK_BYTES, U32Array, U64Array, fold_blocks
 from ramet.audit.files import PoolFile
 from ramet.audit.footer import CHECKSUMS, CHECKSUMS_PER_PAGE, check_places
+from ramet.audit.scan import NO_BLOCK, scan_segment
 from ramet.audit.structures import (
     SegmentHeader,
     Trailer,
@@ -21,23 +23,37 @@ from ramet.audit.structures import (
 
 
 class Thinned(NamedTuple):
-    """What a thinned segment that is sealed still says."""
+    """What a thinned segment still says of its blocks."""
 
     segment: int
-    trailer: Trailer
+    slots_count: int
+    """Slots in use."""
     checksums: U32Array
     known: U32Array
     """1 for each slot whose checksum is there."""
 
 
-def load_thinned(file: PoolFile, header: SegmentHeader) -> Thinned:
-    """Read what is left of a sealed segment's footer.
+def load_trailer(file: PoolFile, header: SegmentHeader) -> Trailer:
+    """Read a sealed segment's trailer.
 
-    Raises: MalformedError where it is less than has to be left.
+    Raises: MalformedError where it is not what it has to be.
     """
     at = file.length_bytes - BLOCK_BYTES
     trailer = decode_trailer(file.page(at), header.nonce, header.segment)
     check_places(trailer, header, at)
+    return trailer
+
+
+def load_thinned(file: PoolFile, header: SegmentHeader, seed: int, ended_at: int) -> Thinned:
+    """Read what is left of a segment's checksums; `ended_at` as of `scan_segment`.
+
+    Raises: MalformedError where it is less than has to be left.
+    """
+    if ended_at:
+        scan = scan_segment(file, header, seed, quick=True, ended_at=ended_at)
+        holds = (scan.block_indexes != np.uint64(NO_BLOCK)).astype(np.uint32)
+        return Thinned(header.segment, scan.end_slot, scan.checksums, holds)
+    trailer = load_trailer(file, header)
     pages = -(-trailer.slots_count // CHECKSUMS_PER_PAGE)
     checksums = np.zeros(pages * CHECKSUMS_PER_PAGE, dtype=np.uint32)
     known = np.zeros(pages * CHECKSUMS_PER_PAGE, dtype=np.uint32)
@@ -51,7 +67,7 @@ def load_thinned(file: PoolFile, header: SegmentHeader) -> Thinned:
         values = np.frombuffer(body, dtype="<u4")[:CHECKSUMS_PER_PAGE]
         checksums[start : start + len(values)] = values
         known[start : start + len(values)] = 1
-    return Thinned(header.segment, trailer, checksums, known)
+    return Thinned(header.segment, trailer.slots_count, checksums, known)
 
 
 def wrong_blocks(
@@ -65,7 +81,7 @@ def wrong_blocks(
 ) -> list[tuple[int, str]]:
     """Verify blocks that a map holds. Result: the places in `slots` that are wrong, and why."""
     found: list[tuple[int, str]] = []
-    inside = slots < thinned.trailer.slots_count
+    inside = slots < thinned.slots_count
     lost = ~inside
     lost[inside] = thinned.known[slots[inside].astype(np.int64)] == 0
     found += [(at, "the slot was given back") for at in np.nonzero(lost)[0].tolist()]
