@@ -1,12 +1,13 @@
 """What a crash tore and opening discarded is no damage, whoever still says where the log ended."""
 
 from pathlib import Path
+
 import pytest
 
 import ramet
-from ramet.audit.check import check
 from pool_checks import assert_clean
 from pool_hands import ChildHand
+from ramet.audit.check import check
 
 BLOCK_BYTES = 4096
 
