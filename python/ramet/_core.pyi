@@ -8,7 +8,16 @@ from typing import Any, final
 
 from typing_extensions import Buffer
 
-__all__ = ["Device", "NbdServer", "Object", "Pool", "accept_loss", "version"]
+__all__ = [
+    "Device",
+    "NbdServer",
+    "Object",
+    "Pool",
+    "RootHasher",
+    "StreamHash",
+    "accept_loss",
+    "version",
+]
 
 @final
 class Object:
@@ -76,6 +85,27 @@ class NbdServer:
     def allow_connections(self, objects: list[int]) -> None: ...
     def close(self) -> None:
         """Stop accepting, answer the requests in progress, flush, close all. Idempotent."""
+
+@final
+class RootHasher:
+    """Computes the root hash of a snapshot of `size_bytes`; see docs/internals/root-hash.md."""
+
+    def __new__(cls, size_bytes: int) -> RootHasher: ...
+    def add(self, first_block: int, data: Buffer) -> None:
+        """Add blocks; in ascending order, each once. What is not added is zeros."""
+    def add_stored(self, device: Device, first_block: int, blocks_max: int) -> int:
+        """Read and add about `blocks_max` mapped blocks. Result: the block to go on from."""
+    def finish(self) -> str:
+        """Give the root, 64 hexadecimal digits. Nothing can be done afterwards."""
+
+@final
+class StreamHash:
+    """BLAKE3 over what it is fed."""
+
+    def __new__(cls) -> StreamHash: ...
+    def update(self, data: Buffer) -> None: ...
+    def digest(self) -> bytes:
+        """Give the 32 bytes for what was fed so far; more may follow."""
 
 @final
 class Pool:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Verified
 from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
 
@@ -172,6 +172,10 @@ class Client:
         """See `Verbs`."""
         query = f"before={_escape(before)}&after={_escape(after)}"
         return Diff.from_json(self._ask("GET", f"/v0/diff?{query}"))
+
+    def verify(self, name: str) -> Verified:
+        """See `Verbs`."""
+        return Verified(**self._ask("POST", "/v0/verifies", {"name": name}))
 
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""

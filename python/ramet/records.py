@@ -35,6 +35,8 @@ class ObjectRecord(NamedTuple):
     attached_count: int
     """NBD connections that have it open."""
     tags: Mapping[str, str] = NO_TAGS
+    root: str | None = None
+    """Of a snapshot: the root hash, once it was computed."""
 
     @property
     def created(self) -> str:
@@ -56,6 +58,7 @@ class ObjectRecord(NamedTuple):
             "batch": self.batch,
             "attached_count": self.attached_count,
             "tags": dict(self.tags),
+            "root": self.root,
         }
 
     @classmethod
@@ -73,6 +76,7 @@ class ObjectRecord(NamedTuple):
             batch=value["batch"],
             attached_count=value["attached_count"],
             tags=value.get("tags", NO_TAGS),
+            root=value.get("root"),
         )
 
 
@@ -148,6 +152,20 @@ class ObjectSpace(NamedTuple):
     """Those that others hold too."""
 
     def to_json(self) -> dict[str, int]:
+        """Give it as a dictionary that `json.dumps` takes."""
+        return self._asdict()
+
+
+class Verified(NamedTuple):
+    """A snapshot whose blocks were read and hashed."""
+
+    name: str
+    uuid: str
+    size_bytes: int
+    root: str
+    """The root hash: 64 hexadecimal digits."""
+
+    def to_json(self) -> dict[str, str | int]:
         """Give it as a dictionary that `json.dumps` takes."""
         return self._asdict()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Verified
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ class Verbs(Protocol):
 
     def diff(self, before: str, after: str) -> Diff:
         """Say what differs between two objects."""
+
+    def verify(self, name: str) -> Verified:
+        """Read and hash the blocks of a snapshot."""
 
     def objects(self) -> list[ObjectRecord]:
         """Describe everything, sorted by name."""
@@ -213,6 +216,10 @@ class PoolVerbs:
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""
         return self.pool.diff(before, after)
+
+    def verify(self, name: str) -> Verified:
+        """See `Verbs`."""
+        return self.pool.verify(name)
 
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""

@@ -227,6 +227,14 @@ def _add_objects(nouns: Any, verb: AddVerb) -> None:
     it.add_argument("--dry-run", action="store_true", help="only say what would come back")
     it = verb(
         nouns,
+        "verify",
+        ("verify", "verify"),
+        "read and hash every block of snapshots, and print their root hashes",
+        "-p /srv/pool verify db@1",
+    )
+    it.add_argument("names", nargs="+", metavar="SNAPSHOT")
+    it = verb(
+        nouns,
         "diff",
         ("diff", "diff"),
         "show the extents in which two volumes or snapshots differ",

@@ -127,6 +127,12 @@ class Limit(msgspec.Struct, forbid_unknown_fields=True):
     size: str | None
 
 
+class Verify(msgspec.Struct, forbid_unknown_fields=True):
+    """Read and hash a snapshot."""
+
+    name: str
+
+
 class Checkpoint(msgspec.Struct, forbid_unknown_fields=True):
     """Write the maps out."""
 
@@ -283,5 +289,6 @@ def _add_verbs(
             else verbs.delete(it.names, it.force)
         ),
     )
+    post("/v0/verifies", Verify, lambda it: verbs.verify(it.name).to_json())
     post("/v0/limits", Limit, lambda it: verbs.set_limit(it.size))
     post("/v0/reclaims", Reclaim, lambda it: verbs.reclaim(it.everything, it.seconds).to_json())

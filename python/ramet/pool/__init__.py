@@ -21,7 +21,8 @@ from ramet.names import (
     expand_snapshot_names,
     expand_volume_names,
 )
-from ramet.pool.base import PoolBase, as_list, describe, now_text
+from ramet.pool.base import as_list, describe, now_text
+from ramet.pool.roots import PoolRoots
 from ramet.records import Diff, Extent, LossReport, ObjectRecord, ObjectSpace, Reclaimed
 from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
 from ramet.tuning import find_tuning
@@ -136,7 +137,7 @@ class NbdServer:
         self._pool._close_server(self._core)  # noqa: SLF001 - one module, two halves of one thing.
 
 
-class Pool(PoolBase):
+class Pool(PoolRoots):
     """An open pool, as `open` gives it: one flat namespace of volumes and snapshots.
 
     May be used from many threads. Commands over many objects are one commit: all of it is there

@@ -15,7 +15,7 @@ from ramet import _core
 from ramet.errors import InvalidError, NotFoundError, UnavailableError
 from ramet.names import NumberedNames, check_snapshot_name, format_time_name, is_uuid
 from ramet.records import NO_TAGS, ObjectRecord
-from ramet.tags import Selector, matches, tags_of
+from ramet.tags import Selector, matches, tags_and_root_of, tags_of
 from ramet.volume import BlockDevice, Commands, Handle, ObjectLike, Snapshot, Volume, VolumeLike
 
 
@@ -277,6 +277,7 @@ def now_text() -> str:
 
 def describe(item: _core.Object) -> ObjectRecord:
     """Give the core's object as a record."""
+    tags, root = tags_and_root_of(item.attributes) if item.attributes else (NO_TAGS, None)
     return ObjectRecord(
         item.uuid,
         item.name,
@@ -288,5 +289,6 @@ def describe(item: _core.Object) -> ObjectRecord:
         item.source,
         item.batch,
         item.attached_count,
-        tags_of(item.attributes) if item.attributes else NO_TAGS,
+        tags,
+        root,
     )
