@@ -14,6 +14,7 @@ __all__ = [
     "Object",
     "Pool",
     "RootHasher",
+    "Scrub",
     "StreamHash",
     "accept_loss",
     "version",
@@ -108,6 +109,17 @@ class StreamHash:
         """Give the 32 bytes for what was fed so far; more may follow."""
 
 @final
+class Scrub:
+    """A scrub under way: reads all that is held, each stored byte once."""
+
+    def step(self, budget_bytes: int) -> int:
+        """Read about so many bytes. Result: how many, nodes included; 0 when nothing is left."""
+    def progress(self) -> tuple[int, int, int]:
+        """Give the bytes read, about how many there are, and how many findings."""
+    def findings(self) -> list[tuple[str, str, list[tuple[str, int, int]], int]]:
+        """Give what is damaged: code, text, who needs it (name, first byte, length), how many."""
+
+@final
 class Pool:
     """An open pool. All calls may come from several threads; blocking ones release the GIL."""
 
@@ -145,6 +157,8 @@ class Pool:
     def reclaim(self, everything: bool, time_ms: int) -> tuple[int, int, int, bool]:
         """Give back what is dead. Result: bytes given back, bytes and places that wait, done."""
 
+    def scrub(self) -> Scrub:
+        """Begin a scrub."""
     def frees(self, names: list[str]) -> int:
         """Say how many bytes deleting these objects would free."""
 

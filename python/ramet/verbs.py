@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Verified
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
     from pathlib import Path
 
     from ramet.pool import Pool
@@ -91,6 +91,9 @@ class Verbs(Protocol):
 
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """Give back what is dead, for a while."""
+
+    def scrub(self, rate: str | None) -> "Generator[Scrubbed, None, None]":
+        """Read all that is held, so many bytes a second, and tell how far that is."""
 
     def set_limit(self, size: str | None) -> None:
         """Have the pool take no more than `size`; None: as much as there is."""
@@ -208,6 +211,10 @@ class PoolVerbs:
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """See `Verbs`."""
         return self.pool.reclaim(everything=everything, seconds=seconds)
+
+    def scrub(self, rate: str | None) -> "Generator[Scrubbed, None, None]":
+        """See `Verbs`."""
+        return self.pool.scrub(rate=rate)
 
     def set_limit(self, size: str | None) -> None:
         """See `Verbs`."""

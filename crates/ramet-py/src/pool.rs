@@ -3,6 +3,7 @@
 use crate::call::{Owner, call};
 use crate::device::Device;
 use crate::object::{Object, objects};
+use crate::scrub::Scrub;
 use crate::server::NbdServer;
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
@@ -167,6 +168,11 @@ impl Pool {
 
     fn let_go(&self, number: u64) {
         self.engine.let_go(number);
+    }
+
+    fn scrub(&self, py: Python<'_>) -> PyResult<Scrub> {
+        let engine = Arc::clone(&self.engine);
+        self.call(py, |_| Ok(Scrub::new(engine, self.owner)))
     }
 
     /// Bytes given back, bytes and places that wait, and whether it is done.

@@ -74,6 +74,16 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
     it.add_argument("--all", action="store_true", help="also where little of a file comes back")
     it = verb(
         nouns,
+        "scrub",
+        ("scrub", "scrub"),
+        "read everything that is held, to find damage before somebody needs it",
+        "-p /srv/pool scrub --rate 200MiB",
+    )
+    it.add_argument(
+        "--rate", metavar="SIZE|none", default="64MiB", help="bytes a second; default 64MiB"
+    )
+    it = verb(
+        nouns,
         "limit",
         ("limit", "limit"),
         "have the pool take no more than so much space",

@@ -8,13 +8,14 @@ asked for it is through; reads and writes never wait here.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ramet import _core
+from ramet.errors import InvalidError
 from ramet.names import (
     check_snapshot_name,
     check_volume_name,
@@ -23,7 +24,16 @@ from ramet.names import (
 )
 from ramet.pool.base import as_list, describe, now_text
 from ramet.pool.roots import PoolRoots
-from ramet.records import Diff, Extent, LossReport, ObjectRecord, ObjectSpace, Reclaimed
+from ramet.pool.scrub import RATE_BYTES_MIN, SCRUB_RATE, run_scrub
+from ramet.records import (
+    Diff,
+    Extent,
+    LossReport,
+    ObjectRecord,
+    ObjectSpace,
+    Reclaimed,
+    Scrubbed,
+)
 from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
 from ramet.tuning import find_tuning
 from ramet.units import parse_size
@@ -479,6 +489,23 @@ class Pool(PoolRoots):
         """
         self._check_usable()
         return Reclaimed(*self._core.reclaim(everything, int(seconds * 1000)))
+
+    def scrub(self, *, rate: str | int | None = SCRUB_RATE) -> Generator[Scrubbed, None, None]:
+        """Read and verify everything that is held, each stored byte once, to find damage early.
+
+        `rate`: bytes a second, or a text, 1 MiB at least; None: as fast as it goes. What comes in
+        meanwhile need not be read. Nothing is changed, nobody waits for it; it ends where the
+        iterator is left.
+        Result: how far it is, twice a second and at the end, with what was found since.
+        Raises: InvalidError for a bad rate; UnavailableError where the pool is closed meanwhile.
+        Example: assert all(not now.findings for now in pool.scrub(rate=None))
+        """
+        self._check_usable()
+        rate_bytes = None if rate is None else parse_size(rate)
+        if rate_bytes is not None and rate_bytes < RATE_BYTES_MIN:
+            text = f"{rate_bytes} bytes a second; hint: 1MiB at least"
+            raise InvalidError("scrub_rate_too_low", text)
+        return run_scrub(self._core.scrub(), rate_bytes)
 
     def set_limit(self, size: str | int | None) -> None:
         """Have the pool take no more than `size`, as if its file system were no larger.
