@@ -31,6 +31,7 @@ LAYERS = (
     "volume",
     "device",
     "names",
+    "fullness",
     "records",
     "tags",
     "tuning",

@@ -166,6 +166,8 @@ class Pool:
         """Set how many bytes the pool may take; None: as many as there are."""
     def space(self, name: str) -> tuple[int, int]:
         """Give the bytes that an object maps, and those of them that no other object holds."""
+    def fullness(self) -> tuple[int, int, int, int]:
+        """Give bytes taken, limit (0: none), bytes free on the file system, and all of them."""
     def stats(self) -> dict[str, int | str | bool]: ...
     def list(self) -> builtins.list[Object]:
         """All volumes and snapshots, sorted by name."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ramet.config import ADDRESS_NAME, find_api_socket, find_nbd_socket
 from ramet.errors import BusyError, ConflictError
+from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
+from ramet.fullness import Thresholds
 from ramet.pool import Pool
 from ramet.pool import open as open_pool
 from ramet.verbs import PoolVerbs
@@ -25,12 +27,20 @@ BACKLOG_MAX = 128
 class Service:
     """A pool that is held and served."""
 
-    def __init__(self, pool: Pool, pool_path: Path, nbd_path: Path, api_path: Path) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        pool_path: Path,
+        nbd_path: Path,
+        api_path: Path,
+        thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    ) -> None:
         self.pool = pool
         self.pool_path = pool_path
         self.nbd_path = nbd_path
         self.api_path = api_path
-        self.verbs = PoolVerbs(pool, self._nbd_socket)
+        self.thresholds = thresholds
+        self.verbs = PoolVerbs(pool, self._nbd_socket, thresholds)
         self.address_error: str | None = None
         """Why commands do not find it by `service.json`, if so."""
 
@@ -39,9 +49,14 @@ class Service:
         yield self.nbd_path
 
     def health(self) -> dict[str, str]:
-        """Say how the pool is: `status` is "ok" or "poisoned", `reason` why."""
+        """Say how the pool is: `status` is "ok" or "poisoned", `reason` why.
+
+        `space_state`: "ok", "low" or "critical"; a pool that is full still answers reads.
+        """
         reason = self.pool.poisoned_reason
-        return {"status": "poisoned" if reason else "ok", "reason": reason}
+        state = self.pool.fullness().state(self.thresholds)
+        status = "poisoned" if reason else "ok"
+        return {"status": status, "reason": reason, "space_state": state}
 
     def describe(self) -> dict[str, str | int]:
         """Say where it listens: what `service.json` holds."""
@@ -58,11 +73,15 @@ class Service:
 
 @contextmanager
 def hold(
-    pool_path: Path, nbd: str | None = None, api: str | None = None
+    pool_path: Path,
+    nbd: str | None = None,
+    api: str | None = None,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Iterator[tuple[Service, socket.socket]]:
     """Open the pool, serve it over NBD, and listen for commands; close all of it afterwards.
 
-    `nbd`, `api`: "unix:PATH"; None: the defaults in the pool's directory.
+    `nbd`, `api`: "unix:PATH"; None: the defaults in the pool's directory. `thresholds`: when space
+    is called low and critical.
     Result: the service, and the socket that commands arrive at.
     Raises: BusyError where somebody else holds the pool or answers at a socket, and what opening
     a pool raises.
@@ -70,7 +89,7 @@ def hold(
     """
     nbd_path, api_path = find_nbd_socket(pool_path, nbd), find_api_socket(pool_path, api)
     with open_pool(pool_path) as pool, pool.serve_nbd(nbd_path):
-        service = Service(pool, pool_path, nbd_path, api_path)
+        service = Service(pool, pool_path, nbd_path, api_path, thresholds)
         address = pool_path / ADDRESS_NAME
         with listen(api_path) as listener:
             try:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
+from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
+from ramet.fullness import Thresholds
 from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
 from ramet.tags import Selector, Tags
 
@@ -136,9 +138,13 @@ class PoolVerbs:
     """The verbs of a pool that this process holds; see `Verbs` for what they do."""
 
     def __init__(
-        self, pool: "Pool", nbd_socket: Callable[[], AbstractContextManager["Path"]]
+        self,
+        pool: "Pool",
+        nbd_socket: Callable[[], AbstractContextManager["Path"]],
+        thresholds: Thresholds = DEFAULT_THRESHOLDS,
     ) -> None:
         self.pool = pool
+        self._thresholds = thresholds
         self.nbd_socket = nbd_socket
 
     def create_volumes(
@@ -238,7 +244,7 @@ class PoolVerbs:
 
     def stats(self) -> Stats:
         """See `Verbs`."""
-        return self.pool.stats()
+        return self.pool.stats(thresholds=self._thresholds)
 
     def checkpoint(self) -> bool:
         """See `Verbs`."""

@@ -42,5 +42,5 @@ pub use reclaim::{ObjectSpace, Reclaimed};
 pub use record::{Item, OBJECTS_MAX, Record, Verb};
 pub use root::{ContentHash, RootHasher, hash_stored};
 pub use scrub::{Damage, DamageHolder, Scrub};
-pub use stats::Stats;
+pub use stats::{Fullness, Stats};
 pub use verbs::{SECTOR_BYTES, SIZE_BYTES_MAX};

@@ -202,6 +202,12 @@ impl Pool {
         Ok((told.mapped_bytes, told.exclusive_bytes))
     }
 
+    /// Bytes taken, limit (0: none), bytes free on the file system, and all of them.
+    fn fullness(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, u64)> {
+        let told = self.call(py, Engine::fullness)?;
+        Ok((told.taken_bytes, told.limit_bytes, told.medium_free_bytes, told.medium_bytes))
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.call(py, Engine::stats)?;
         let dict = PyDict::new(py);
@@ -237,6 +243,8 @@ impl Pool {
             ("limit_bytes", stats.limit_bytes),
             ("space_free_bytes", stats.space_free_bytes),
             ("space_bytes", stats.space_bytes),
+            ("file_system_free_bytes", stats.medium_free_bytes),
+            ("file_system_bytes", stats.medium_bytes),
         ] {
             dict.set_item(name, value)?;
         }

@@ -48,6 +48,10 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         action="store_true",
         help="end when a write or sync of the pool's files fails, with exit code 6",
     )
+    it.add_argument(
+        "--space-low", metavar="PERCENT", help="warn from so much in use on; default 85"
+    )
+    it.add_argument("--space-critical", metavar="PERCENT", help="and once more; default 95")
     verb(nouns, "stats", ("stats", "stats"), "show the pool's figures", "-p /srv/pool stats")
     it = verb(
         nouns,
@@ -64,6 +68,20 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         metavar="POOL",
         help="go back to before the damage of a log; the pool's name, without it you are asked",
     )
+    _add_space(nouns, verb)
+    verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")
+    it = verb(
+        nouns,
+        "demo",
+        ("demo", "demo"),
+        "show snapshots and clones of a real disk image, and prove them",
+        "demo --image debian.qcow2",
+    )
+    it.add_argument("--image", metavar="FILE", help="raw or qcow2; else an ext4 image is made")
+    it.add_argument("--clones", type=int, default=1000, metavar="N", help="default 1000")
+
+
+def _add_space(nouns: Any, verb: AddVerb) -> None:
     it = verb(
         nouns,
         "reclaim",
@@ -90,16 +108,6 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         "-p /srv/pool limit 100GiB",
     )
     it.add_argument("size", metavar="SIZE|none", help="bytes, or with a unit; none: no limit")
-    verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")
-    it = verb(
-        nouns,
-        "demo",
-        ("demo", "demo"),
-        "show snapshots and clones of a real disk image, and prove them",
-        "demo --image debian.qcow2",
-    )
-    it.add_argument("--image", metavar="FILE", help="raw or qcow2; else an ext4 image is made")
-    it.add_argument("--clones", type=int, default=1000, metavar="N", help="default 1000")
 
 
 def _add_making(verbs: Any, verb: AddVerb) -> None:

@@ -17,18 +17,20 @@ import uvicorn
 
 from ramet.client import Client
 from ramet.config import LOCK_WAIT_SECONDS_MAX, find_pool_path
-from ramet.errors import BusyError, UnavailableError
+from ramet.errors import BusyError, RametError, UnavailableError
+from ramet.fullness import Thresholds, Watch, parse_thresholds
 from ramet.http import build
 from ramet.service import Service, hold, raise_file_limit
 
 RETRY_SECONDS = 0.05
 LOCKED = "pool_in_use"
 REMEDY = "mend its disk, then start the service again"
+TICKS_PER_LOOK = 10  # A second.
 GRACE_SECONDS_MAX = 2  # For commands in progress, when the service is told to end.
 
 
 class _Server(uvicorn.Server):
-    """Says one line when it is ready, one when the pool is poisoned; ends when it is told to."""
+    """Says a line when it is ready, the pool is poisoned, space is low; ends when it is told to."""
 
     def __init__(
         self, service: Service, ready: str, end: threading.Event, ends_when_poisoned: bool
@@ -46,6 +48,7 @@ class _Server(uvicorn.Server):
         self._end = end
         self._ends_when_poisoned = ends_when_poisoned
         self._poisoned = ""
+        self._watch = Watch(service.thresholds)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -58,12 +61,23 @@ class _Server(uvicorn.Server):
             print(text, file=sys.stderr, flush=True)
             if self._ends_when_poisoned:
                 self._end.set()
+        if counter % TICKS_PER_LOOK == 0:
+            self._look_at_space()
         return await super().on_tick(counter) or self._end.is_set()
+
+    def _look_at_space(self) -> None:
+        try:
+            news = self._watch.observe(self._pool.fullness())
+        except RametError:
+            return  # The medium does not say; whoever needs it meets that.
+        if news is not None:
+            print(news, file=sys.stderr, flush=True)
 
 
 def serve(arguments: Namespace) -> None:
     """Hold the pool and serve it until SIGTERM or SIGINT; then flush and end."""
     path = find_pool_path(arguments.pool)
+    thresholds = parse_thresholds(arguments.space_low, arguments.space_critical)
     files = raise_file_limit()
     end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,7 +85,7 @@ def serve(arguments: Namespace) -> None:
         # ended: that must not end us before the flush.
         signal.signal(number, lambda _number, _frame: end.set())
     with ExitStack() as stack:
-        service, listener = _hold(stack, arguments, end)
+        service, listener = _hold(stack, arguments, thresholds, end)
         ready = (
             f"ready: pool '{path}', NBD at 'unix:{service.nbd_path}',"
             f" commands at 'unix:{service.api_path}', {files} open files allowed"
@@ -87,7 +101,7 @@ def serve(arguments: Namespace) -> None:
 
 
 def _hold(
-    stack: ExitStack, arguments: Namespace, end: threading.Event
+    stack: ExitStack, arguments: Namespace, thresholds: Thresholds, end: threading.Event
 ) -> tuple[Service, socket.socket]:
     """Hold the pool until `stack` is left; a command that has it open is waited for.
 
@@ -98,7 +112,7 @@ def _hold(
     said = False
     while True:
         try:
-            return stack.enter_context(hold(path, arguments.nbd, arguments.api))
+            return stack.enter_context(hold(path, arguments.nbd, arguments.api, thresholds))
         except BusyError as error:
             client = Client.find(path) if error.code == LOCKED else None
             if client is not None:

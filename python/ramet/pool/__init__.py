@@ -16,6 +16,8 @@ from typing import Self
 
 from ramet import _core
 from ramet.errors import InvalidError
+from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
+from ramet.fullness import Thresholds
 from ramet.names import (
     check_snapshot_name,
     check_volume_name,
@@ -539,14 +541,18 @@ class Pool(PoolRoots):
         self._check_usable()
         return self._core.checkpoint()
 
-    def stats(self) -> dict[str, int | float | str | bool]:
+    def stats(
+        self, *, thresholds: Thresholds = DEFAULT_THRESHOLDS
+    ) -> dict[str, int | float | str | bool]:
         """Give figures about the pool by name; those in bytes end in `_bytes`.
 
+        `thresholds`: when space is called low and critical.
         Example: pool.stats()
         """
         self._check_usable()
         figures: dict[str, int | float | str | bool] = {**self._core.stats()}
         mapped, living = int(figures["mapped_bytes"]), int(figures["living_bytes"])
+        figures["space_state"] = self.fullness().state(thresholds)
         figures["saving_factor"] = round(mapped / living, 2) if living else 1.0
         return figures
 
