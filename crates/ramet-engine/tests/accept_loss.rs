@@ -318,8 +318,8 @@ fn a_power_loss_at_any_operation_of_accepting_makes_nothing_worse() {
     }
 }
 
-/// The second commit of `begin_after_loss`: once a batch follows the end, neither slot calls the log
-/// damaged because of what was durable behind it.
+/// The second commit of `begin_after_loss`: once a batch follows the end, neither slot calls the
+/// log damaged because of what was durable behind it.
 #[test]
 fn both_slots_show_the_end_before_a_batch_follows_it() {
     let scene = Scene::new(false);
