@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
-from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
-from ramet.fullness import Thresholds
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ramet.pool import Pool
@@ -94,17 +92,11 @@ class Verbs(Protocol):
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """Give back what is dead, for a while."""
 
-    def scrub(self, rate: str | None) -> "Generator[Scrubbed, None, None]":
-        """Read all that is held, so many bytes a second, and tell how far that is."""
-
     def set_limit(self, size: str | None) -> None:
         """Have the pool take no more than `size`; None: as much as there is."""
 
     def diff(self, before: str, after: str) -> Diff:
         """Say what differs between two objects."""
-
-    def verify(self, name: str) -> Verified:
-        """Read and hash the blocks of a snapshot."""
 
     def objects(self) -> list[ObjectRecord]:
         """Describe everything, sorted by name."""
@@ -138,13 +130,9 @@ class PoolVerbs:
     """The verbs of a pool that this process holds; see `Verbs` for what they do."""
 
     def __init__(
-        self,
-        pool: "Pool",
-        nbd_socket: Callable[[], AbstractContextManager["Path"]],
-        thresholds: Thresholds = DEFAULT_THRESHOLDS,
+        self, pool: "Pool", nbd_socket: Callable[[], AbstractContextManager["Path"]]
     ) -> None:
         self.pool = pool
-        self._thresholds = thresholds
         self.nbd_socket = nbd_socket
 
     def create_volumes(
@@ -218,10 +206,6 @@ class PoolVerbs:
         """See `Verbs`."""
         return self.pool.reclaim(everything=everything, seconds=seconds)
 
-    def scrub(self, rate: str | None) -> "Generator[Scrubbed, None, None]":
-        """See `Verbs`."""
-        return self.pool.scrub(rate=rate)
-
     def set_limit(self, size: str | None) -> None:
         """See `Verbs`."""
         self.pool.set_limit(size)
@@ -229,10 +213,6 @@ class PoolVerbs:
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""
         return self.pool.diff(before, after)
-
-    def verify(self, name: str) -> Verified:
-        """See `Verbs`."""
-        return self.pool.verify(name)
 
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""
@@ -244,7 +224,7 @@ class PoolVerbs:
 
     def stats(self) -> Stats:
         """See `Verbs`."""
-        return self.pool.stats(thresholds=self._thresholds)
+        return self.pool.stats()
 
     def checkpoint(self) -> bool:
         """See `Verbs`."""
