@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         ReadOnlyError,
         UnavailableError,
     )
-    from ramet.listening import NbdTls
     from ramet.pool import NbdServer, Pool, Snapshot, Volume, accept_loss, create
     from ramet.pool import open as open  # noqa: A004
     from ramet.records import LossReport, ObjectRecord
@@ -35,7 +34,6 @@ __all__ = [
     "InvalidError",
     "LossReport",
     "NbdServer",
-    "NbdTls",
     "NotFoundError",
     "ObjectRecord",
     "Pool",
@@ -59,8 +57,6 @@ def __getattr__(name: str) -> object:
         home = "ramet.errors"
     elif name.endswith(("Record", "Report")):
         home = "ramet.records"
-    elif name == "NbdTls":
-        home = "ramet.listening"
     else:
         home = "ramet.pool"
     value = getattr(import_module(home), name)

@@ -4,13 +4,21 @@ Only `ramet.pool` imports it; prose for users is there.
 """
 
 import builtins
-import os
-from collections.abc import Sequence
-from typing import Any, Protocol, final, type_check_only
+from typing import Any, final
 
 from typing_extensions import Buffer
 
-__all__ = ["Device", "NbdServer", "Object", "Pool", "accept_loss", "version"]
+__all__ = [
+    "Device",
+    "NbdServer",
+    "Object",
+    "Pool",
+    "RootHasher",
+    "Scrub",
+    "StreamHash",
+    "accept_loss",
+    "version",
+]
 
 @final
 class Object:
@@ -62,47 +70,14 @@ class Device:
     def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None: ...
     def flush(self) -> None: ...
 
-@type_check_only
-class _NbdTls(Protocol):
-    @property
-    def certificate(self) -> os.PathLike[str]: ...
-    @property
-    def key(self) -> os.PathLike[str]: ...
-    @property
-    def clients(self) -> os.PathLike[str] | None: ...
-    @property
-    def allow(self) -> os.PathLike[str] | None: ...
-
-@type_check_only
-class _NbdListening(Protocol):
-    @property
-    def unix(self) -> Sequence[os.PathLike[str]]: ...
-    @property
-    def tcp(self) -> Sequence[str]:
-        """Each IP:PORT or [IPv6]:PORT."""
-    @property
-    def given(self) -> Sequence[int]:
-        """Descriptors of listening sockets; they are duplicated."""
-    @property
-    def socket_mode(self) -> int: ...
-    @property
-    def socket_group(self) -> int | None: ...
-    @property
-    def plain_tcp(self) -> bool: ...
-    @property
-    def tls(self) -> _NbdTls | None: ...
-
 @final
 class NbdServer:
-    """An NBD server. Stops when closed or dropped."""
+    """An NBD server on a unix socket. Stops when closed or dropped."""
 
     @property
-    def addresses(self) -> list[str]:
-        """Where it listens, unix:PATH or tcp:HOST:PORT: unix first, then TCP, then given ones."""
+    def socket_path(self) -> str: ...
     @property
     def connections_count(self) -> int: ...
-    def reload_tls(self) -> None:
-        """Read certificates and the allow list again; on an error what there was stays."""
     def close_connections(self, objects: list[int]) -> int:
         """Close the connections to these object ids, and refuse new ones until `allow_connections`.
 
@@ -111,6 +86,38 @@ class NbdServer:
     def allow_connections(self, objects: list[int]) -> None: ...
     def close(self) -> None:
         """Stop accepting, answer the requests in progress, flush, close all. Idempotent."""
+
+@final
+class RootHasher:
+    """Computes the root hash of a snapshot of `size_bytes`; see docs/internals/root-hash.md."""
+
+    def __new__(cls, size_bytes: int) -> RootHasher: ...
+    def add(self, first_block: int, data: Buffer) -> None:
+        """Add blocks; in ascending order, each once. What is not added is zeros."""
+    def add_stored(self, device: Device, first_block: int, blocks_max: int) -> int:
+        """Read and add about `blocks_max` mapped blocks. Result: the block to go on from."""
+    def finish(self) -> str:
+        """Give the root, 64 hexadecimal digits. Nothing can be done afterwards."""
+
+@final
+class StreamHash:
+    """BLAKE3 over what it is fed."""
+
+    def __new__(cls) -> StreamHash: ...
+    def update(self, data: Buffer) -> None: ...
+    def digest(self) -> bytes:
+        """Give the 32 bytes for what was fed so far; more may follow."""
+
+@final
+class Scrub:
+    """A scrub under way: reads all that is held, each stored byte once."""
+
+    def step(self, budget_bytes: int) -> int:
+        """Read about so many bytes. Result: how many, nodes included; 0 when nothing is left."""
+    def progress(self) -> tuple[int, int, int]:
+        """Give the bytes read, about how many there are, and how many findings."""
+    def findings(self) -> list[tuple[str, str, list[tuple[str, int, int]], int]]:
+        """Give what is damaged: code, text, who needs it (name, first byte, length), how many."""
 
 @final
 class Pool:
@@ -150,6 +157,8 @@ class Pool:
     def reclaim(self, everything: bool, time_ms: int) -> tuple[int, int, int, bool]:
         """Give back what is dead. Result: bytes given back, bytes and places that wait, done."""
 
+    def scrub(self) -> Scrub:
+        """Begin a scrub."""
     def frees(self, names: list[str]) -> int:
         """Say how many bytes deleting these objects would free."""
 
@@ -157,6 +166,8 @@ class Pool:
         """Set how many bytes the pool may take; None: as many as there are."""
     def space(self, name: str) -> tuple[int, int]:
         """Give the bytes that an object maps, and those of them that no other object holds."""
+    def fullness(self) -> tuple[int, int, int, int]:
+        """Give bytes taken, limit (0: none), bytes free on the file system, and all of them."""
     def stats(self) -> dict[str, int | str | bool]: ...
     def list(self) -> builtins.list[Object]:
         """All volumes and snapshots, sorted by name."""
@@ -202,8 +213,8 @@ class Pool:
     def flush(self) -> None: ...
     def open_device(self, name: str) -> Device:
         """By name or UUID, for use in this process; does not count as attached."""
-    def serve_nbd(self, listening: _NbdListening) -> NbdServer:
-        """Serve all objects by name, at all addresses or not at all."""
+    def serve_nbd(self, socket_path: str) -> NbdServer:
+        """Serve all objects by name. Replaces a stale socket; mode 0600."""
 
 def accept_loss(path: str) -> dict[str, Any] | None:
     """Open a pool whose log is damaged at the last batch that can be followed, and close it.

@@ -8,7 +8,7 @@ holds.
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
 from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
 
@@ -152,6 +152,29 @@ class Client:
         body = {"everything": everything, "seconds": seconds}
         return Reclaimed(**self._ask("POST", "/v0/reclaims", body))
 
+    def scrub(self, rate: str | None) -> Generator[Scrubbed, None, None]:
+        """See `Verbs`: over a connection of its own, ended with it."""
+        connection = _Connection(self.api_path)
+        query = "" if rate is None else f"?rate={_escape(rate)}"
+        try:
+            connection.request("GET", f"/v0/scrub{query}")
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise from_json(json.loads(answer.read()))
+            is_done = False
+            for line in iter(answer.readline, b""):
+                told = json.loads(line)
+                if "kind" in told:
+                    raise from_json(told)
+                is_done = told["is_done"]
+                yield Scrubbed.from_json(told)
+            if not is_done:
+                raise self._failed("it ended")
+        except (OSError, HTTPException, ValueError) as error:
+            raise self._failed(error) from error
+        finally:
+            connection.close()
+
     def set_limit(self, size: str | None) -> None:
         """See `Verbs`."""
         self._ask("POST", "/v0/limits", {"size": size})
@@ -172,6 +195,10 @@ class Client:
         """See `Verbs`."""
         query = f"before={_escape(before)}&after={_escape(after)}"
         return Diff.from_json(self._ask("GET", f"/v0/diff?{query}"))
+
+    def verify(self, name: str) -> Verified:
+        """See `Verbs`."""
+        return Verified(**self._ask("POST", "/v0/verifies", {"name": name}))
 
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""
@@ -198,6 +225,13 @@ class Client:
     def _made(self, path: str, body: Mapping[str, object]) -> list[Made]:
         return [Made(item["name"], item["uuid"]) for item in self._ask("POST", path, body)]
 
+    def _failed(self, why: object) -> UnavailableError:
+        return UnavailableError(
+            "service_failed",
+            f"the service at '{self.api_path}' did not answer: {why};"
+            " hint: see what it printed, and start it again",
+        )
+
     def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         try:
             text = None if body is None else _encode(body)
@@ -205,11 +239,7 @@ class Client:
             response = self._connection.getresponse()
             value = json.loads(response.read())
         except (OSError, HTTPException, ValueError) as error:
-            raise UnavailableError(
-                "service_failed",
-                f"the service at '{self.api_path}' did not answer: {error};"
-                " hint: see what it printed, and start it again",
-            ) from error
+            raise self._failed(error) from error
         if response.status != 200:
             raise from_json(value)
         return value

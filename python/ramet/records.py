@@ -35,6 +35,8 @@ class ObjectRecord(NamedTuple):
     attached_count: int
     """NBD connections that have it open."""
     tags: Mapping[str, str] = NO_TAGS
+    root: str | None = None
+    """Of a snapshot: the root hash, once it was computed."""
 
     @property
     def created(self) -> str:
@@ -56,6 +58,7 @@ class ObjectRecord(NamedTuple):
             "batch": self.batch,
             "attached_count": self.attached_count,
             "tags": dict(self.tags),
+            "root": self.root,
         }
 
     @classmethod
@@ -73,6 +76,7 @@ class ObjectRecord(NamedTuple):
             batch=value["batch"],
             attached_count=value["attached_count"],
             tags=value.get("tags", NO_TAGS),
+            root=value.get("root"),
         )
 
 
@@ -152,6 +156,20 @@ class ObjectSpace(NamedTuple):
         return self._asdict()
 
 
+class Verified(NamedTuple):
+    """A snapshot whose blocks were read and hashed."""
+
+    name: str
+    uuid: str
+    size_bytes: int
+    root: str
+    """The root hash: 64 hexadecimal digits."""
+
+    def to_json(self) -> dict[str, str | int]:
+        """Give it as a dictionary that `json.dumps` takes."""
+        return self._asdict()
+
+
 class Reclaimed(NamedTuple):
     """How far giving back dead space is."""
 
@@ -167,6 +185,61 @@ class Reclaimed(NamedTuple):
     def to_json(self) -> dict[str, int | bool]:
         """Give it as a dictionary that `json.dumps` takes."""
         return self._asdict()
+
+
+class DamageHolder(NamedTuple):
+    """A range of an object that needs what is damaged."""
+
+    name: str
+    offset_bytes: int
+    length_bytes: int
+
+
+class Damage(NamedTuple):
+    """Something that cannot be read."""
+
+    code: str
+    """The code that a reader is refused with."""
+    text: str
+    """What is wrong, and where: file and byte."""
+    holders: list[DamageHolder]
+    """Who needs it, the first ten."""
+    holders_count: int
+    """How many there are."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as a dictionary that `json.dumps` takes; `from_json` reads it back."""
+        return {**self._asdict(), "holders": [holder._asdict() for holder in self.holders]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Damage":
+        """Read what `to_json` gave."""
+        holders = [DamageHolder(**holder) for holder in value["holders"]]
+        return cls(**{**value, "holders": holders})
+
+
+class Scrubbed(NamedTuple):
+    """How far a scrub is."""
+
+    read_bytes: int
+    """Bytes of blocks that were read so far, each once."""
+    all_bytes: int
+    """About how many there are."""
+    findings_count: int
+    """How many things cannot be read."""
+    is_done: bool
+    findings: list[Damage]
+    """Those found since this was last told; at the end all of them, the first thousand."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as a dictionary that `json.dumps` takes; `from_json` reads it back."""
+        return {**self._asdict(), "findings": [finding.to_json() for finding in self.findings]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Scrubbed":
+        """Read what `to_json` gave."""
+        findings = [Damage.from_json(finding) for finding in value["findings"]]
+        return cls(**{**value, "findings": findings})
 
 
 class Extent(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tags: short labels on volumes and snapshots, held as JSON in an object's attributes.
+"""Tags: short labels on volumes and snapshots; with the root hash they are an object's attributes.
 
 Pure. Imports errors only. Invariant: attributes that this module did not write keep every key it
 does not know.
@@ -98,7 +98,25 @@ def attributes_with(attributes: bytes, tags: Tags) -> bytes:
     held.pop("tags", None)
     if tags:
         held["tags"] = dict(tags)
-    return json.dumps(held, ensure_ascii=False, separators=(",", ":")).encode() if held else b""
+    return _write(held)
+
+
+def tags_and_root_of(attributes: bytes) -> tuple[dict[str, str], str | None]:
+    """Give the tags and the root hash that an object's attributes hold, in one look.
+
+    Raises: CorruptError where the attributes are not what Ramet writes.
+    Example: tags_and_root_of(b"")
+    """
+    held = _read(attributes)
+    return dict(held.get("tags", {})), held.get("root")
+
+
+def attributes_with_root(attributes: bytes, root: str) -> bytes:
+    """Give the attributes with this root hash in place of what they hold.
+
+    Example: attributes_with_root(b"", "00" * 32)
+    """
+    return _write({**_read(attributes), "root": root})
 
 
 def matches(tags: Tags, selector: Selector) -> bool:
@@ -109,6 +127,10 @@ def matches(tags: Tags, selector: Selector) -> bool:
     return all(
         key in tags and (value is None or tags[key] == value) for key, value in selector.items()
     )
+
+
+def _write(held: Mapping[str, Any]) -> bytes:
+    return json.dumps(held, ensure_ascii=False, separators=(",", ":")).encode() if held else b""
 
 
 def _read(attributes: bytes) -> dict[str, Any]:

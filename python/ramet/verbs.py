@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ramet.errors import InvalidError
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed
+from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
+from ramet.fullness import Thresholds
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
     from pathlib import Path
 
     from ramet.pool import Pool
@@ -92,11 +94,17 @@ class Verbs(Protocol):
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """Give back what is dead, for a while."""
 
+    def scrub(self, rate: str | None) -> "Generator[Scrubbed, None, None]":
+        """Read all that is held, so many bytes a second, and tell how far that is."""
+
     def set_limit(self, size: str | None) -> None:
         """Have the pool take no more than `size`; None: as much as there is."""
 
     def diff(self, before: str, after: str) -> Diff:
         """Say what differs between two objects."""
+
+    def verify(self, name: str) -> Verified:
+        """Read and hash the blocks of a snapshot."""
 
     def objects(self) -> list[ObjectRecord]:
         """Describe everything, sorted by name."""
@@ -130,9 +138,13 @@ class PoolVerbs:
     """The verbs of a pool that this process holds; see `Verbs` for what they do."""
 
     def __init__(
-        self, pool: "Pool", nbd_socket: Callable[[], AbstractContextManager["Path"]]
+        self,
+        pool: "Pool",
+        nbd_socket: Callable[[], AbstractContextManager["Path"]],
+        thresholds: Thresholds = DEFAULT_THRESHOLDS,
     ) -> None:
         self.pool = pool
+        self._thresholds = thresholds
         self.nbd_socket = nbd_socket
 
     def create_volumes(
@@ -206,6 +218,10 @@ class PoolVerbs:
         """See `Verbs`."""
         return self.pool.reclaim(everything=everything, seconds=seconds)
 
+    def scrub(self, rate: str | None) -> "Generator[Scrubbed, None, None]":
+        """See `Verbs`."""
+        return self.pool.scrub(rate=rate)
+
     def set_limit(self, size: str | None) -> None:
         """See `Verbs`."""
         self.pool.set_limit(size)
@@ -213,6 +229,10 @@ class PoolVerbs:
     def diff(self, before: str, after: str) -> Diff:
         """See `Verbs`."""
         return self.pool.diff(before, after)
+
+    def verify(self, name: str) -> Verified:
+        """See `Verbs`."""
+        return self.pool.verify(name)
 
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""
@@ -224,7 +244,7 @@ class PoolVerbs:
 
     def stats(self) -> Stats:
         """See `Verbs`."""
-        return self.pool.stats()
+        return self.pool.stats(thresholds=self._thresholds)
 
     def checkpoint(self) -> bool:
         """See `Verbs`."""

@@ -67,11 +67,40 @@ pub struct Stats {
     pub space_free_bytes: u64,
     /// See `space_free_bytes`.
     pub space_bytes: u64,
+    /// Bytes free on the medium, and in all, whatever the limit is.
+    pub medium_free_bytes: u64,
+    /// See `medium_free_bytes`.
+    pub medium_bytes: u64,
     /// The failure after which writes are refused; empty: none.
     pub poisoned: String,
 }
 
+/// How full a pool is.
+#[derive(Clone, Copy, Debug)]
+pub struct Fullness {
+    /// Bytes that the pool's files take.
+    pub taken_bytes: u64,
+    /// Bytes that they may take; 0: no limit.
+    pub limit_bytes: u64,
+    /// Bytes free on the medium, whatever the limit is.
+    pub medium_free_bytes: u64,
+    /// All of them.
+    pub medium_bytes: u64,
+}
+
 impl Engine {
+    /// How full the pool is: asked often, so it costs little.
+    ///
+    /// # Errors
+    /// `Unavailable` where the medium does not say how full it is.
+    pub fn fullness(&self) -> Result<Fullness, EngineError> {
+        let (medium_free_bytes, medium_bytes) =
+            self.limited.medium_bytes().map_err(ramet_log::LogError::from)?;
+        let taken_bytes = self.limited.taken_bytes();
+        let limit_bytes = self.limited.limit_bytes().unwrap_or(0);
+        Ok(Fullness { taken_bytes, limit_bytes, medium_free_bytes, medium_bytes })
+    }
+
     /// How the pool is doing.
     ///
     /// # Errors
@@ -81,6 +110,8 @@ impl Engine {
         let (segments, staged_bytes) = self.log.sizes();
         let (space_free_bytes, space_bytes) =
             self.log.store().space_bytes().map_err(ramet_log::LogError::from)?;
+        let Fullness { taken_bytes, limit_bytes, medium_free_bytes, medium_bytes } =
+            self.fullness()?;
         let (mut volumes_count, mut mapped_bytes) = (0, 0u64);
         let table = self.table.read();
         for object in table.all() {
@@ -115,10 +146,12 @@ impl Engine {
             nodes_dirty_bytes: self.nodes.dirty_bytes(),
             gate_closed_ns_last: counters.gate_closed_ns_last.load(Ordering::Relaxed),
             gate_closed_ns_max: counters.gate_closed_ns_max.load(Ordering::Relaxed),
-            taken_bytes: self.limited.taken_bytes(),
-            limit_bytes: self.limited.limit_bytes().unwrap_or(0),
+            taken_bytes,
+            limit_bytes,
             space_free_bytes,
             space_bytes,
+            medium_free_bytes,
+            medium_bytes,
             poisoned: self.poisoned().to_string(),
         })
     }

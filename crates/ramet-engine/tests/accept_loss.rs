@@ -318,6 +318,37 @@ fn a_power_loss_at_any_operation_of_accepting_makes_nothing_worse() {
     }
 }
 
+/// The second commit of `begin_after_loss`: once a batch follows the end, neither slot calls the
+/// log damaged because of what was durable behind it.
+#[test]
+fn both_slots_show_the_end_before_a_batch_follows_it() {
+    let scene = Scene::new(false);
+    let damaged = scene.store();
+    // The opening that followed noted several batches as durable, this one and those behind it.
+    let all = batches(&damaged);
+    let mut before_opening = all.iter().filter(|(path, _)| path.contains("/000000001"));
+    let (path, slot) = before_opening.nth(4).expect("there are two stretches");
+    damage(&damaged, path, *slot);
+    let before = segments(&damaged);
+    let rehearsal = Arc::new(damaged.crash(Kept::Everything));
+    let kept = scene.accept(&rehearsal).expect("accepted").kept_sequence;
+    let mut followed = 0;
+    for moment in 0..rehearsal.changes_count() {
+        let store = Arc::new(damaged.crash(Kept::Everything));
+        store.plan(When::Change(moment), Fault::PowerOff);
+        let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone());
+        let store = Arc::new(store.crash(Kept::Everything));
+        let is_new = |path: &String| !before.iter().any(|name| path.ends_with(name.as_str()));
+        if batches(&store).iter().any(|(path, _)| is_new(path)) {
+            damage_newer_slot(&store);
+            let context = &format!("change {moment}, newer slot damaged");
+            assert_eq!(scene.check(&store, kept, context), 0, "{context}");
+            followed += 1;
+        }
+    }
+    assert!(followed > 0);
+}
+
 /// All files of the pool, and what is in them, but for the lock.
 fn everything(store: &FaultStore) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();

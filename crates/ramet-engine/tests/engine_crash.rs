@@ -19,6 +19,11 @@ use std::time::Instant;
 const SCRIPTS: u64 = 6;
 /// Steps of a script: enough for several segments, checkpoints and openings.
 const STEPS: usize = 70;
+/// Steps of a script on a pool whose nodes do not fit into its budget, how many are played, and at
+/// how many operations of each the power goes.
+const STEPS_LONG: usize = 400;
+const LONG_SCRIPTS: usize = 2;
+const LONG_MOMENTS_MAX: u64 = 12;
 /// Operations of a script at which something happens: all, or about this many of them.
 const MOMENTS_MAX: u64 = 60;
 /// Reads of an opening that fail, about; and power losses of a script whose opening is cut off.
@@ -95,6 +100,32 @@ fn scripts_seal_and_replay_and_checkpoint_and_evict() {
     }
     assert!(totals.checkpoints > 0 && totals.loaded > 0 && totals.evicted > 0, "{totals:?}");
     assert!(totals.sealed > 0 && totals.replayed > 0, "{totals:?}");
+}
+
+/// A pool with more nodes than the budget of 64 KiB, and a checkpoint every 100 batches.
+#[test]
+fn a_long_script_that_evicts_all_the_time_keeps_what_was_flushed() {
+    for seed in seeds().take(LONG_SCRIPTS) {
+        let first = Run::long(seed).store.changes_count();
+        let mut whole = Run::long(seed);
+        whole.play(STEPS_LONG).expect("without a fault nothing fails");
+        let end = whole.store.changes_count();
+        whole.steps(&[Step::Close]);
+        whole.kill();
+        let Totals { checkpoints, evicted, loaded, sealed, replayed, .. } = whole.totals;
+        let happened = [checkpoints, evicted, loaded, sealed, replayed];
+        assert!(happened.iter().all(|count| *count > 0), "{:?}", whole.totals);
+        for change in sampled(first..end, LONG_MOMENTS_MAX, seed) {
+            let mut run = Run::long(seed);
+            run.context = format!("long script {seed}, change {change}");
+            run.store.plan(When::Change(change), Fault::PowerOff);
+            assert!(run.play(STEPS_LONG).is_err(), "{}: the power did not go", run.context);
+            run.kill();
+            for kept in fates(change) {
+                check_survivor(&run, run.store.crash(kept), &format!("{kept:?}"), change);
+            }
+        }
+    }
 }
 
 #[test]

@@ -196,6 +196,54 @@ fn a_full_pool_takes_deletes_and_has_room_afterwards() {
     }
 }
 
+/// What the files of the log take once nothing is left to give back and the pool was closed.
+fn taken_in_the_end(run: &mut Run) -> u64 {
+    run.steps(&[Step::Reclaim { all: true }, Step::Close, Step::Reclaim { all: true }]);
+    run.steps(&[Step::Close]);
+    let mut bytes = 0;
+    for name in run.store.list("segments").expect("listed") {
+        let file = run.store.open(&format!("segments/{name}"), false).expect("opened");
+        bytes += file.allocated_bytes().expect("looked");
+    }
+    bytes
+}
+
+/// The second sync of `Log::thin`: a checkpoint may say that the room is back from then on.
+#[test]
+fn room_that_is_said_to_be_back_stays_back_over_a_power_loss() {
+    let mut run = story();
+    let wanted = taken_in_the_end(&mut run);
+    run.lose_power(Kept::Nothing).expect("opened");
+    assert_eq!(taken_in_the_end(&mut run), wanted);
+}
+
+/// The first sync of `Log::thin`: the journal, which says what holds no block, goes after that.
+#[test]
+fn a_power_loss_while_a_segment_is_thinned_wastes_no_room() {
+    let sealed = || {
+        let mut run = story();
+        run.steps(&[Step::Close, Step::Flush]);
+        run
+    };
+    let mut whole = sealed();
+    let first = whole.store.changes_count();
+    whole.steps(&[Step::Reclaim { all: true }]);
+    let last = whole.store.changes_count();
+    let most = taken_in_the_end(&mut whole);
+    for change in first..last {
+        let mut run = sealed();
+        run.store.plan(When::Change(change), Fault::PowerOff);
+        assert!(run.step(&Step::Reclaim { all: true }).is_err(), "the power did not go");
+        run.kill();
+        for kept in (0..8 * FATES).map(Kept::Random) {
+            let mut survivor = run.survivor(run.store.crash(kept), &format!("{change}, {kept:?}"));
+            survivor.reopen().unwrap_or_else(|error| panic!("{}: {error}", survivor.context));
+            let taken = taken_in_the_end(&mut survivor);
+            assert!(taken <= most, "{}: {taken} bytes, not {most}", survivor.context);
+        }
+    }
+}
+
 /// Nodes that only the older slot's checkpoint reaches are given back once the newer one is in both
 /// slots: no block is dead here, so nothing else had it written twice.
 #[test]

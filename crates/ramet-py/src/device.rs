@@ -22,6 +22,14 @@ impl Device {
         Device { device, owner }
     }
 
+    pub fn inner(&self) -> &dyn BlockDevice {
+        &*self.device
+    }
+
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
     /// Read in pieces, so that a signal is noticed between them.
     fn read_pieces(&self, py: Python<'_>, offset_bytes: u64, buffer: &mut [u8]) -> PyResult<()> {
         let mut at = offset_bytes;

@@ -9,6 +9,8 @@ mod device;
 mod loss;
 mod object;
 mod pool;
+mod root;
+mod scrub;
 mod server;
 
 use pyo3::prelude::*;
@@ -25,6 +27,9 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::Device>()?;
     module.add_class::<object::Object>()?;
     module.add_class::<server::NbdServer>()?;
+    module.add_class::<root::RootHasher>()?;
+    module.add_class::<root::StreamHash>()?;
+    module.add_class::<scrub::Scrub>()?;
     module.add_function(wrap_pyfunction!(loss::accept_loss, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)
 }

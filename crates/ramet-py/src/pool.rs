@@ -3,7 +3,8 @@
 use crate::call::{Owner, call};
 use crate::device::Device;
 use crate::object::{Object, objects};
-use crate::server::{NbdServer, Wanted};
+use crate::scrub::Scrub;
+use crate::server::NbdServer;
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -169,6 +170,11 @@ impl Pool {
         self.engine.let_go(number);
     }
 
+    fn scrub(&self, py: Python<'_>) -> PyResult<Scrub> {
+        let engine = Arc::clone(&self.engine);
+        self.call(py, |_| Ok(Scrub::new(engine, self.owner)))
+    }
+
     /// Bytes given back, bytes and places that wait, and whether it is done.
     fn reclaim(
         &self,
@@ -194,6 +200,12 @@ impl Pool {
     fn space(&self, py: Python<'_>, name: &str) -> PyResult<(u64, u64)> {
         let told = self.call(py, |engine| engine.object_space(name))?;
         Ok((told.mapped_bytes, told.exclusive_bytes))
+    }
+
+    /// Bytes taken, limit (0: none), bytes free on the file system, and all of them.
+    fn fullness(&self, py: Python<'_>) -> PyResult<(u64, u64, u64, u64)> {
+        let told = self.call(py, Engine::fullness)?;
+        Ok((told.taken_bytes, told.limit_bytes, told.medium_free_bytes, told.medium_bytes))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -231,6 +243,8 @@ impl Pool {
             ("limit_bytes", stats.limit_bytes),
             ("space_free_bytes", stats.space_free_bytes),
             ("space_bytes", stats.space_bytes),
+            ("file_system_free_bytes", stats.medium_free_bytes),
+            ("file_system_bytes", stats.medium_bytes),
         ] {
             dict.set_item(name, value)?;
         }
@@ -344,9 +358,9 @@ impl Pool {
         Ok(Device::new(device, self.owner))
     }
 
-    fn serve_nbd(&self, py: Python<'_>, listening: Wanted) -> PyResult<NbdServer> {
+    fn serve_nbd(&self, py: Python<'_>, socket_path: PathBuf) -> PyResult<NbdServer> {
         self.call(py, |_| Ok(()))?;
-        NbdServer::start(py, self.owner, &self.engine, &listening)
+        NbdServer::start(py, self.owner, &self.engine, socket_path)
     }
 }
 

@@ -98,6 +98,14 @@ impl LimitStore {
         self.account.0.lock().taken_bytes
     }
 
+    /// Free bytes of the medium, whatever the limit is, and all of them.
+    ///
+    /// # Errors
+    /// As `Store::space_bytes`.
+    pub fn medium_bytes(&self) -> Result<(u64, u64)> {
+        self.inner.space_bytes()
+    }
+
     /// Bytes that they may take; `None`: as many as there are.
     #[must_use]
     pub fn limit_bytes(&self) -> Option<u64> {

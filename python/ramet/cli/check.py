@@ -7,8 +7,7 @@ pool itself, so it works where the engine refuses.
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from ramet.audit.check import check as check_alone
@@ -16,6 +15,7 @@ from ramet.audit.check import check_beside
 from ramet.audit.report import Finding, Progress, Report
 from ramet.cli.accept_loss import accept_loss
 from ramet.cli.output import print_json
+from ramet.cli.progress import show_progress
 from ramet.client import Client
 from ramet.config import LOCK_WAIT_SECONDS_MAX, find_pool_path
 from ramet.errors import BusyError, CorruptError, RametError, UnavailableError
@@ -30,7 +30,7 @@ def check(arguments: Namespace) -> int:
         accept_loss(arguments)
         return 0
     path = find_pool_path(arguments.pool)
-    with _progress() as progress:
+    with show_progress() as progress:
         report = _run(path, arguments, progress)
     if arguments.json:
         print_json(report.to_json())
@@ -72,29 +72,6 @@ def _run_beside(client: Client, path: Path, quick: bool, progress: Progress | No
                 " hint: make room, and check again",
             )
         return report
-
-
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """Show how far it is, where somebody looks at stderr."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("opening", total=None)
-        yield lambda doing, done, total: bar.update(
-            task, description=doing, completed=done, total=total
-        )
 
 
 def _describe(finding: Finding) -> str:

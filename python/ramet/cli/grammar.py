@@ -41,12 +41,17 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         "hold a pool, serve it over NBD, take commands",
         "-p /srv/pool serve",
     )
-    _add_listening(it)
+    it.add_argument("--nbd", metavar="unix:PATH", help="default POOL/nbd.sock")
+    it.add_argument("--api", metavar="unix:PATH", help="default POOL/api.sock")
     it.add_argument(
         "--exit-when-poisoned",
         action="store_true",
         help="end when a write or sync of the pool's files fails, with exit code 6",
     )
+    it.add_argument(
+        "--space-low", metavar="PERCENT", help="warn from so much in use on; default 85"
+    )
+    it.add_argument("--space-critical", metavar="PERCENT", help="and once more; default 95")
     verb(nouns, "stats", ("stats", "stats"), "show the pool's figures", "-p /srv/pool stats")
     it = verb(
         nouns,
@@ -63,22 +68,7 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         metavar="POOL",
         help="go back to before the damage of a log; the pool's name, without it you are asked",
     )
-    it = verb(
-        nouns,
-        "reclaim",
-        ("reclaim", "reclaim"),
-        "give the space of what is dead back now",
-        "-p /srv/pool reclaim --all",
-    )
-    it.add_argument("--all", action="store_true", help="also where little of a file comes back")
-    it = verb(
-        nouns,
-        "limit",
-        ("limit", "limit"),
-        "have the pool take no more than so much space",
-        "-p /srv/pool limit 100GiB",
-    )
-    it.add_argument("size", metavar="SIZE|none", help="bytes, or with a unit; none: no limit")
+    _add_space(nouns, verb)
     verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")
     it = verb(
         nouns,
@@ -89,6 +79,35 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
     )
     it.add_argument("--image", metavar="FILE", help="raw or qcow2; else an ext4 image is made")
     it.add_argument("--clones", type=int, default=1000, metavar="N", help="default 1000")
+
+
+def _add_space(nouns: Any, verb: AddVerb) -> None:
+    it = verb(
+        nouns,
+        "reclaim",
+        ("reclaim", "reclaim"),
+        "give the space of what is dead back now",
+        "-p /srv/pool reclaim --all",
+    )
+    it.add_argument("--all", action="store_true", help="also where little of a file comes back")
+    it = verb(
+        nouns,
+        "scrub",
+        ("scrub", "scrub"),
+        "read everything that is held, to find damage before somebody needs it",
+        "-p /srv/pool scrub --rate 200MiB",
+    )
+    it.add_argument(
+        "--rate", metavar="SIZE|none", default="64MiB", help="bytes a second; default 64MiB"
+    )
+    it = verb(
+        nouns,
+        "limit",
+        ("limit", "limit"),
+        "have the pool take no more than so much space",
+        "-p /srv/pool limit 100GiB",
+    )
+    it.add_argument("size", metavar="SIZE|none", help="bytes, or with a unit; none: no limit")
 
 
 def _add_making(verbs: Any, verb: AddVerb) -> None:
@@ -186,32 +205,6 @@ def _add_transfer(verbs: Any, verb: AddVerb) -> None:
     it.add_argument("--force", action="store_true", help="replace FILE")
 
 
-def _add_listening(it: Any) -> None:
-    it.add_argument(
-        "--nbd",
-        metavar="ADDRESS",
-        action="append",
-        default=[],
-        help="unix:PATH or tcp:HOST:PORT; repeat; default POOL/nbd.sock",
-    )
-    it.add_argument("--api", metavar="unix:PATH", help="default POOL/api.sock")
-    it.add_argument("--socket-mode", metavar="MODE", help="of NBD unix sockets; default 600")
-    it.add_argument("--socket-group", metavar="GROUP", help="of NBD unix sockets")
-    it.add_argument("--tls-cert", metavar="FILE", help="the server's certificates, for TCP")
-    it.add_argument("--tls-key", metavar="FILE", help="the key of the first of them")
-    it.add_argument(
-        "--tls-clients", metavar="FILE", help="authorities of the certificates that clients need"
-    )
-    it.add_argument(
-        "--tls-allow", metavar="FILE", help="lines of a client's name and what it may open"
-    )
-    it.add_argument(
-        "--plain-tcp",
-        action="store_true",
-        help="serve TCP without TLS too, to other machines as well",
-    )
-
-
 def _add_taking(verbs: Any, verb: AddVerb) -> None:
     it = verb(
         verbs,
@@ -250,6 +243,14 @@ def _add_objects(nouns: Any, verb: AddVerb) -> None:
     it.add_argument("names", nargs="+", metavar="NAME")
     it.add_argument("--force", action="store_true", help="close their connections first")
     it.add_argument("--dry-run", action="store_true", help="only say what would come back")
+    it = verb(
+        nouns,
+        "verify",
+        ("verify", "verify"),
+        "read and hash every block of snapshots, and print their root hashes",
+        "-p /srv/pool verify db@1",
+    )
+    it.add_argument("names", nargs="+", metavar="SNAPSHOT")
     it = verb(
         nouns,
         "diff",

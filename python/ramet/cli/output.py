@@ -89,6 +89,7 @@ def print_object(
         "parent": record.parent or "-",
         "source": record.source or "-",
         "tags": " ".join(f"{key}={value}" for key, value in record.tags.items()) or "-",
+        **({"root": record.root or "-"} if record.kind == "snapshot" else {}),
         "attached": str(record.attached_count),
         "nbd": uri,
     }

@@ -6,7 +6,7 @@ Invariant: an error answers with its kind, code and text, and a status by its ki
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 
 from ramet import __version__
 from ramet.errors import InvalidError, RametError
+from ramet.records import Scrubbed
 from ramet.service import Service
 from ramet.verbs import Verbs
 
@@ -127,6 +128,12 @@ class Limit(msgspec.Struct, forbid_unknown_fields=True):
     size: str | None
 
 
+class Verify(msgspec.Struct, forbid_unknown_fields=True):
+    """Read and hash a snapshot."""
+
+    name: str
+
+
 class Checkpoint(msgspec.Struct, forbid_unknown_fields=True):
     """Write the maps out."""
 
@@ -185,6 +192,18 @@ async def hold_space(service: Service, held: Held) -> AsyncIterator[str]:
         holding.__exit__(None, None, None)
 
 
+def lines_of(told: Iterator[Scrubbed]) -> Iterator[bytes]:
+    """Give what a scrub tells, a line each; an error is a line too.
+
+    Example: lines_of(iter([]))
+    """
+    try:
+        for now in told:
+            yield msgspec.json.encode(now.to_json()) + b"\n"
+    except RametError as error:
+        yield msgspec.json.encode(error.to_json()) + b"\n"
+
+
 def build(service: Service) -> FastAPI:
     """Give the application that serves the verbs of a service.
 
@@ -235,6 +254,11 @@ def build(service: Service) -> FastAPI:
         holds = held.get(int(number)) if number.isdecimal() else None
         return {"holds": holds is not None and holds()}
 
+    async def scrub(request: Request) -> Response:
+        told = verbs.scrub(request.query_params.get("rate"))
+        return StreamingResponse(lines_of(told), media_type="application/x-ndjson")
+
+    app.add_api_route("/v0/scrub", scrub, methods=["GET"], name="scrub")
     app.add_api_route("/v0/hold", hold, methods=["GET"], name="hold")
     get("/v0/held", "held", still_holds)
     app.add_api_route("/v0/health", health, methods=["GET"], name="health")
@@ -283,5 +307,6 @@ def _add_verbs(
             else verbs.delete(it.names, it.force)
         ),
     )
+    post("/v0/verifies", Verify, lambda it: verbs.verify(it.name).to_json())
     post("/v0/limits", Limit, lambda it: verbs.set_limit(it.size))
     post("/v0/reclaims", Reclaim, lambda it: verbs.reclaim(it.everything, it.seconds).to_json())

@@ -8,22 +8,34 @@ asked for it is through; reads and writes never wait here.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ramet import _core
-from ramet.listening import SOCKET_MODE, NbdTls, find_listening
+from ramet.errors import InvalidError
+from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
+from ramet.fullness import Thresholds
 from ramet.names import (
     check_snapshot_name,
     check_volume_name,
     expand_snapshot_names,
     expand_volume_names,
 )
-from ramet.pool.base import PoolBase, as_list, describe, now_text
-from ramet.records import Diff, Extent, LossReport, ObjectRecord, ObjectSpace, Reclaimed
+from ramet.pool.base import as_list, describe, now_text
+from ramet.pool.roots import PoolRoots
+from ramet.pool.scrub import RATE_BYTES_MIN, SCRUB_RATE, run_scrub
+from ramet.records import (
+    Diff,
+    Extent,
+    LossReport,
+    ObjectRecord,
+    ObjectSpace,
+    Reclaimed,
+    Scrubbed,
+)
 from ramet.tags import Selector, Tags, attributes_with, check_tags, tags_of
 from ramet.tuning import find_tuning
 from ramet.units import parse_size
@@ -121,27 +133,13 @@ class NbdServer:
 
     @property
     def socket_path(self) -> str:
-        """Path of the first unix socket; empty where there is none."""
-        addresses = (it.removeprefix("unix:") for it in self.addresses if it.startswith("unix:"))
-        return next(addresses, "")
-
-    @property
-    def addresses(self) -> list[str]:
-        """Where it listens: "unix:PATH" and "tcp:HOST:PORT", with the port that was free for 0."""
-        return self._core.addresses
+        """Path of the unix socket."""
+        return self._core.socket_path
 
     @property
     def connections_count(self) -> int:
         """Clients that are connected now."""
         return self._core.connections_count
-
-    def reload_tls(self) -> None:
-        """Read certificates and the allow list anew, for connections that come from now on.
-
-        Raises: InvalidError (code nbd_tls_file); then what there was goes on to be used.
-        Example: pool.serve_nbd(directory / "nbd.sock").reload_tls()
-        """
-        self._core.reload_tls()
 
     def close(self) -> None:
         """Stop: answer the requests in progress, flush, close all connections. Idempotent.
@@ -151,7 +149,7 @@ class NbdServer:
         self._pool._close_server(self._core)  # noqa: SLF001 - one module, two halves of one thing.
 
 
-class Pool(PoolBase):
+class Pool(PoolRoots):
     """An open pool, as `open` gives it: one flat namespace of volumes and snapshots.
 
     May be used from many threads. Commands over many objects are one commit: all of it is there
@@ -494,6 +492,23 @@ class Pool(PoolBase):
         self._check_usable()
         return Reclaimed(*self._core.reclaim(everything, int(seconds * 1000)))
 
+    def scrub(self, *, rate: str | int | None = SCRUB_RATE) -> Generator[Scrubbed, None, None]:
+        """Read and verify everything that is held, each stored byte once, to find damage early.
+
+        `rate`: bytes a second, or a text, 1 MiB at least; None: as fast as it goes. What comes in
+        meanwhile need not be read. Nothing is changed, nobody waits for it; it ends where the
+        iterator is left.
+        Result: how far it is, twice a second and at the end, with what was found since.
+        Raises: InvalidError for a bad rate; UnavailableError where the pool is closed meanwhile.
+        Example: assert all(not now.findings for now in pool.scrub(rate=None))
+        """
+        self._check_usable()
+        rate_bytes = None if rate is None else parse_size(rate)
+        if rate_bytes is not None and rate_bytes < RATE_BYTES_MIN:
+            text = f"{rate_bytes} bytes a second; hint: 1MiB at least"
+            raise InvalidError("scrub_rate_too_low", text)
+        return run_scrub(self._core.scrub(), rate_bytes)
+
     def set_limit(self, size: str | int | None) -> None:
         """Have the pool take no more than `size`, as if its file system were no larger.
 
@@ -526,47 +541,34 @@ class Pool(PoolBase):
         self._check_usable()
         return self._core.checkpoint()
 
-    def stats(self) -> dict[str, int | float | str | bool]:
+    def stats(
+        self, *, thresholds: Thresholds = DEFAULT_THRESHOLDS
+    ) -> dict[str, int | float | str | bool]:
         """Give figures about the pool by name; those in bytes end in `_bytes`.
 
+        `thresholds`: when space is called low and critical.
         Example: pool.stats()
         """
         self._check_usable()
         figures: dict[str, int | float | str | bool] = {**self._core.stats()}
         mapped, living = int(figures["mapped_bytes"]), int(figures["living_bytes"])
+        figures["space_state"] = self.fullness().state(thresholds)
         figures["saving_factor"] = round(mapped / living, 2) if living else 1.0
         return figures
 
-    def serve_nbd(
-        self,
-        *addresses: str | os.PathLike[str] | int,
-        socket_mode: int = SOCKET_MODE,
-        socket_group: int | str | None = None,
-        plain_tcp: bool = False,
-        tls: NbdTls | None = None,
-    ) -> NbdServer:
+    def serve_nbd(self, socket_path: str | os.PathLike[str]) -> NbdServer:
         """Serve every volume (read-write) and snapshot (read-only) by name over NBD.
 
-        `addresses`: each PATH or "unix:PATH" of a unix socket, where a stale one is replaced, or
-        "tcp:HOST:PORT", where port 0 takes one that is free, or the number of a socket that listens
-        already. `socket_mode`, `socket_group`: who may connect to the unix sockets. `tls`: TCP
-        clients need it; without it other machines are served only with `plain_tcp`. Objects that
-        are created later are served too.
+        `socket_path`: of the unix socket, made with mode 0600; a stale one is replaced. Objects
+        that are created later are served too.
         Result: the server, which runs in threads of its own until it is closed.
-        Raises: BusyError where another server answers; InvalidError; NotFoundError for a host or a
-        group; UnavailableError.
+        Raises: BusyError where another server answers on the socket; InvalidError;
+        UnavailableError.
         Source: NBD protocol.
         Example: pool.serve_nbd(directory / "nbd.sock").close()
         """
-        listening = find_listening(
-            addresses,
-            socket_mode=socket_mode,
-            socket_group=socket_group,
-            plain_tcp=plain_tcp,
-            tls=tls,
-        )
         with self._command():
-            server = self._core.serve_nbd(listening)
+            server = self._core.serve_nbd(os.fspath(socket_path))
             self._servers.append(server)
             return NbdServer(server, self)
 

@@ -13,9 +13,10 @@ from typing import Self
 
 from ramet import _core
 from ramet.errors import InvalidError, NotFoundError, UnavailableError
+from ramet.fullness import Fullness
 from ramet.names import NumberedNames, check_snapshot_name, format_time_name, is_uuid
 from ramet.records import NO_TAGS, ObjectRecord
-from ramet.tags import Selector, matches, tags_of
+from ramet.tags import Selector, matches, tags_and_root_of, tags_of
 from ramet.volume import BlockDevice, Commands, Handle, ObjectLike, Snapshot, Volume, VolumeLike
 
 
@@ -63,6 +64,15 @@ class PoolBase(Commands):
     def poisoned_reason(self) -> str:
         """The failed write or sync after which writes are refused; empty: they are not."""
         return self._core.poisoned_reason
+
+    def fullness(self) -> Fullness:
+        """Say what the pool takes of what there is; its `state()` is `ok`, `low` or `critical`.
+
+        Raises: UnavailableError where the file system does not say.
+        Example: pool.fullness().state()
+        """
+        self._check_usable()
+        return Fullness(*self._core.fullness())
 
     def close(self) -> None:
         """Stop its NBD servers, make everything durable, and let others open the pool. Idempotent.
@@ -277,6 +287,7 @@ def now_text() -> str:
 
 def describe(item: _core.Object) -> ObjectRecord:
     """Give the core's object as a record."""
+    tags, root = tags_and_root_of(item.attributes) if item.attributes else (NO_TAGS, None)
     return ObjectRecord(
         item.uuid,
         item.name,
@@ -288,5 +299,6 @@ def describe(item: _core.Object) -> ObjectRecord:
         item.source,
         item.batch,
         item.attached_count,
-        tags_of(item.attributes) if item.attributes else NO_TAGS,
+        tags,
+        root,
     )

@@ -8,6 +8,7 @@
 mod change;
 mod diff;
 pub(crate) mod disk;
+pub(crate) mod fresh;
 mod leaf;
 mod node;
 mod read;

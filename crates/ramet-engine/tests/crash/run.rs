@@ -7,7 +7,7 @@
 use super::Random;
 use super::model::{Atom, BLOCK_BYTES, Block, Pool, SECTOR_BYTES, Thing};
 use super::process::{Life, Process};
-use super::script::{EMPTY, Script, Step};
+use super::script::{EMPTY, Script, Step, create, write};
 use ramet_engine::{Engine, EngineError, Kind, ObjectKind, Settings, Stats};
 use ramet_store::{FaultStore, Kept};
 use std::collections::HashSet;
@@ -18,6 +18,8 @@ type Result<T> = std::result::Result<T, EngineError>;
 
 /// Background steps until nothing is left to do, at most.
 const WALKS_MAX: usize = 10_000;
+/// Blocks of a volume of which every other one is written: leaves of 512 places each.
+const WIDE_BLOCKS: u64 = 40 * 256;
 
 /// What the pool may hold.
 #[derive(Clone)]
@@ -140,6 +142,22 @@ impl Run {
             seed,
             Settings { node_budget_bytes: 1 << 20, checkpoint_log_bytes: 1 << 30, ..batches },
         )
+    }
+
+    /// A pool with more nodes than its budget holds, for a long script: 64 KiB, and a checkpoint
+    /// every 100 batches.
+    pub fn long(seed: u64) -> Self {
+        let batches = Settings { checkpoint_batches: 100, ..settings(0) };
+        let mut run = Self::with(
+            seed,
+            Settings { node_budget_bytes: 64 << 10, checkpoint_log_bytes: 1 << 30, ..batches },
+        );
+        run.steps(&[create("wide", WIDE_BLOCKS)]);
+        for at in (0..WIDE_BLOCKS).step_by(2) {
+            run.steps(&[write("wide", at, 1, 8 * at + (1 << 40))]);
+        }
+        run.steps(&[Step::Checkpoint]);
+        run
     }
 
     /// A fresh pool for the script of this seed.

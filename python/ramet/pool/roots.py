@@ -1,0 +1,73 @@
+"""Root hashes of snapshots: what they are is in docs/internals/root-hash.md.
+
+Invariants: a root is computed from blocks that were read and verified, never from a kept root; a
+root that is kept is never replaced by another.
+"""
+
+from collections.abc import Callable
+
+from ramet import _core
+from ramet.errors import CorruptError, FullError, InvalidError
+from ramet.pool.base import PoolBase
+from ramet.records import Verified
+from ramet.tags import attributes_with_root, tags_and_root_of
+from ramet.volume import SnapshotLike
+
+BLOCK_BYTES = 4096
+STEP_BLOCKS = 8192  # 32 MiB between two looks for an interrupt.
+
+# Is told bytes of the snapshot that were looked at, and its size.
+Progress = Callable[[int, int], None]
+
+
+class PoolRoots(PoolBase):
+    """What a pool does with root hashes; see `Pool`."""
+
+    def verify(self, snapshot: SnapshotLike, *, progress: Progress | None = None) -> Verified:
+        """Read every block of a snapshot, check it, and compute the snapshot's root hash.
+
+        `progress`: is called with the bytes looked at and the size. The root is a function of size
+        and bytes alone, so two pools agree on it. It is kept with the snapshot, unless the pool is
+        open for reading only, and `record().root` gives it. The cost follows what is mapped.
+        Result: the root with what it is of.
+        Raises: CorruptError where a block is damaged, or where the root is not the one that was
+        kept (code root_differs); InvalidError (code not_a_snapshot); NotFoundError, also once it is
+        deleted.
+        Source: docs/internals/root-hash.md.
+        Example: pool.verify("db@1").root
+        """
+        found = self._find(snapshot)
+        self._snapshot_of(found)
+        root = self._hash(found, progress)
+        with self._command():
+            self._keep_root(self._core.find(found.uuid), root)
+        return Verified(found.name, found.uuid, found.size_bytes, root)
+
+    def _hash(self, item: _core.Object, progress: Progress | None = None) -> str:
+        """Hash what is stored."""
+        device = self._core.open_device(item.uuid)
+        hasher = _core.RootHasher(item.size_bytes)
+        block, blocks_count = 0, -(-item.size_bytes // BLOCK_BYTES)
+        while block < blocks_count:
+            block = hasher.add_stored(device, block, STEP_BLOCKS)
+            if progress is not None:
+                progress(min(block * BLOCK_BYTES, item.size_bytes), item.size_bytes)
+        return hasher.finish()
+
+    def _keep_root(self, item: _core.Object, root: str) -> None:
+        _, kept = tags_and_root_of(item.attributes)
+        if kept is not None and kept != root:
+            raise CorruptError(
+                "root_differs",
+                f"the blocks of '{item.name}' hash to {root}, and hashed to {kept} before;"
+                " hint: restore it from elsewhere, and run `ramet check`",
+            )
+        if kept is None and not self.read_only:
+            try:
+                attributes = attributes_with_root(item.attributes, root)
+                self._core.set_attributes([item.uuid], [attributes])
+            except FullError:
+                pass  # It is computed anew when it is needed.
+            except InvalidError as error:
+                if error.code != "attributes_too_large":
+                    raise
