@@ -7,15 +7,15 @@ A bit may flip unnoticed only where docs/internals/format.md says that nothing r
 import random
 import shutil
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import ramet
 from pool_checks import assert_clean
+from pool_forge import FILES, forge_tree
 from ramet.audit.check import check
-from ramet.audit.checksums import node_crc, page_crc
+from ramet.audit.checksums import page_crc
 from ramet.audit.report import Finding, Report
 from ramet.errors import CorruptError, RametError
 from serving import run_ramet
@@ -24,7 +24,6 @@ BLOCK_BYTES = 4096
 UNIT_BYTES = 64
 FLIPS_COUNT = 10  # In each file, and as many among its bytes that are not zero.
 FLIPS_COUNT_SOAK = 2000
-FILE_TABLE_ROOT = 3
 Contents = dict[str, bytes]
 UNREAD = ("lock", "reserve")  # Nothing reads what is in them.
 MARK = b"find this block on the medium! " * 132
@@ -302,28 +301,6 @@ def test_an_unknown_feature_is_refused_by_name_or_noted(marked: Path) -> None:
     assert only(check(marked)).code == "feature_unknown"
 
 
-def change_file_table(path: Path, change: Callable[[bytearray], None]) -> None:
-    """Change the file table's node, and make all checksums above it right again."""
-    superblock = bytearray((path / "superblock").read_bytes())
-    seed = struct.unpack_from("<Q", (path / "pool").read_bytes(), 40)[0]
-    numbers = [struct.unpack_from("<Q", superblock, at + 24)[0] for at in (0, BLOCK_BYTES)]
-    slot = numbers.index(max(numbers)) * BLOCK_BYTES
-    roots = [slot + 256 + 56 * index for index in range(superblock[slot + 20])]
-    (root,) = [at + 8 for at in roots if superblock[at] == FILE_TABLE_ROOT]
-    address, _, length = struct.unpack_from("<QQI", superblock, root)
-    file = path / "tables" / f"{address >> 16:012x}.tab"
-    content = bytearray(file.read_bytes())
-    start = (address & 0xFFFF) * UNIT_BYTES
-    node = content[start : start + length]
-    change(node)
-    content[start : start + length] = node
-    file.write_bytes(content)
-    struct.pack_into("<I", superblock, root + 20, node_crc(seed, address, bytes(node)))
-    page = bytes(superblock[slot : slot + BLOCK_BYTES])
-    struct.pack_into("<I", superblock, slot + 16, page_crc(page, 16, seed, 0))
-    (path / "superblock").write_bytes(superblock)
-
-
 @pytest.fixture
 def with_dead_slots(pool_path: Path) -> Path:
     """A pool of one segment with eight blocks, two of them dead: slots 3 and 4."""
@@ -355,7 +332,7 @@ def count_one_more(node: bytearray) -> None:
 
 
 def test_a_file_table_that_is_written_again_as_it_was_is_clean(with_dead_slots: Path) -> None:
-    change_file_table(with_dead_slots, lambda node: move_dead_bits(node, 0))
+    forge_tree(with_dead_slots, FILES, lambda node: move_dead_bits(node, 0))
     assert assert_clean(with_dead_slots).counts["dead_bytes"] == 2 * BLOCK_BYTES
 
 
@@ -363,7 +340,7 @@ def test_a_slot_that_is_held_and_called_dead_is_named_with_its_holder(
     with_dead_slots: Path,
 ) -> None:
     """The worst that can be: reclaim would give away what somebody needs."""
-    change_file_table(with_dead_slots, lambda node: move_dead_bits(node, -1))
+    forge_tree(with_dead_slots, FILES, lambda node: move_dead_bits(node, -1))
     report = check(with_dead_slots)
     finding = next(it for it in report.findings if it.code == "slot_dead")
     assert [it.name for it in finding.holders] == ["db"]
@@ -371,5 +348,5 @@ def test_a_slot_that_is_held_and_called_dead_is_named_with_its_holder(
 
 
 def test_a_wrong_count_of_dead_slots_is_found(with_dead_slots: Path) -> None:
-    change_file_table(with_dead_slots, count_one_more)
+    forge_tree(with_dead_slots, FILES, count_one_more)
     assert only(check(with_dead_slots)).code == "file_table"

@@ -9,12 +9,13 @@ from pathlib import Path
 from ramet.audit.checksums import BLOCK_BYTES
 from ramet.audit.files import PoolFiles, pool_lock
 from ramet.audit.footer import journal_batches
+from ramet.audit.history import History
 from ramet.audit.holders import Edges, Holders
 from ramet.audit.lineage import Lineage
 from ramet.audit.log import Log, LogReader, Segment
 from ramet.audit.maps import MapWalk, Need
 from ramet.audit.nodes import NodeFiles
-from ramet.audit.objects import VOLUME, decode_fields, decode_object
+from ramet.audit.objects import EPOCH_SHIFT, VOLUME, decode_fields, decode_object
 from ramet.audit.replay import Hit, Objects, Replay
 from ramet.audit.report import Holder, Place, Progress, Report
 from ramet.audit.scan import Last, scan_segment
@@ -126,8 +127,9 @@ class _Check:
                     found = [Hit(*need[1:]) for need in holders.of(*it.root)]
                     if found:
                         objects.hits[it.id] = found
+        self._files.doing = "replaying the log"
+        self._hold_history(newer, objects, checkpoints.bad_nodes_count)
         if not self._until_cut:
-            self._files.doing = "replaying the log's tail"
             self._replay(newer, objects)
         self._name_holders(objects)
 
@@ -232,6 +234,14 @@ class _Check:
             return 0
         return sum((self._files.root / it.name).stat().st_size for it in log.segments)
 
+    def _hold_history(self, commit: Commit, objects: Objects, bad_nodes_count: int) -> None:
+        """Replay what lies before the cut, as far as it is there."""
+        history = History(self._files, self._log, self._seed, commit)
+        history.replay()
+        if not bad_nodes_count:
+            history.hold(objects.by_id)
+        objects.last_id = max(objects.last_id, history.objects.last_id)
+
     def _replay(self, commit: Commit, objects: Objects) -> None:
         """Replay what lies between the cut and the log's end."""
         replay = Replay(self._report, objects, self._log.bad_blocks)
@@ -291,6 +301,11 @@ class _Checkpoints:
         for table in self.tables:
             table.report = report
 
+    @property
+    def bad_nodes_count(self) -> int:
+        """How many nodes of trees could not be read so far."""
+        return sum(tree.bad_count for tree in self._trees.values())
+
     def known_files(self) -> set[int]:
         """Give the files that a table names; nodes that both reach are read for the newer."""
         return {key for table in self.tables for key in table.entries.keys() | table.bad_keys}
@@ -315,18 +330,17 @@ class _Checkpoints:
         walk = self._walk = MapWalk(self.nodes, self._report, slots, last)
         self._walk_maps(walk, objects, lineage)
         self._check_sizes(objects)
-        names = {it.place: it.name for it in objects.by_id.values()}
-        lineage.hold(names)
+        lineage.hold(objects.by_id.values())
         table.hold_nodes(self.nodes, self._reached(walk))
         self._tally(slots, commit)
         return objects, walk.needs
 
     def hold_older(self, quick: bool) -> None:
         """Hold what only the older checkpoint reaches."""
-        for commit in self.commits[1:]:
+        for commit, table in zip(self.commits[1:], self.tables[1:], strict=True):
             objects, lineage = self._load(commit)
             last = self._last_slot(commit)
-            slots = Slots(self._files, self.log, self._seed, last, {}, quick=quick)
+            slots = Slots(self._files, self.log, self._seed, last, table.dead(), quick=quick)
             assert self._walk is not None
             self._walk.turn_to(slots, last)
             self._walk_maps(self._walk, objects, lineage)
@@ -344,16 +358,16 @@ class _Checkpoints:
         return table
 
     def _load(self, commit: Commit) -> tuple[Objects, Lineage]:
-        objects, lineage = Objects(self._report), Lineage(self._report)
+        objects, lineage = Objects(self._report), Lineage(self._report, commit.epoch)
         if OBJECTS in commit.roots:
             for key, value in self._trees[OBJECTS].walk(commit.roots[OBJECTS]):
-                self._take_object(objects, key, value)
+                self._take_object(objects, key, value, commit.epoch)
         if LINEAGE in commit.roots:
             for key, value in self._trees[LINEAGE].walk(commit.roots[LINEAGE]):
                 lineage.take(key, value)
         return objects, lineage
 
-    def _take_object(self, objects: Objects, key: int, value: bytes) -> None:
+    def _take_object(self, objects: Objects, key: int, value: bytes, epoch_max: int) -> None:
         try:
             made = decode_object(decode_fields(value))
             objects.add(made)
@@ -362,6 +376,9 @@ class _Checkpoints:
             return
         if made.id != key or made.place == 0:
             text = f"object {key:#x} says that it is {made.id:#x}, at place {made.place:#x}"
+            self._report.add("object", text, Place("nodes"))
+        if made.id >> EPOCH_SHIFT > epoch_max:
+            text = f"the id {made.id:#x} of '{made.name}' is of an epoch that was not taken"
             self._report.add("object", text, Place("nodes"))
 
     def _last_slot(self, commit: Commit) -> int:

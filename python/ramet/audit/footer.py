@@ -49,7 +49,8 @@ class Footer(NamedTuple):
     batches_count: int
     journal: bytes
     """The batches, without the journal's head."""
-    padding_is_zero: bool
+    zeros_are_zeros: bool
+    """What is behind the columns' values and the journal, and in its head."""
 
 
 class Remains(NamedTuple):
@@ -59,6 +60,17 @@ class Remains(NamedTuple):
     """The first part that is not as it should be."""
     torn: bool
     """Whether the rest was never written; else it was, and is damaged."""
+
+
+def load_journal(file: PoolFile, header: SegmentHeader) -> bytes:
+    """Read the batches out of a footer that is known to be whole.
+
+    Raises: MalformedError.
+    """
+    at = file.length_bytes - BLOCK_BYTES
+    trailer = decode_trailer(file.page(at), header.nonce, header.segment)
+    content = file.whole(trailer.journal_at, trailer.journal_bytes)
+    return decode_journal(content, header.nonce, header.segment)[1]
 
 
 def load_footer(file: PoolFile, header: SegmentHeader) -> Footer | None:
@@ -75,18 +87,20 @@ def load_footer(file: PoolFile, header: SegmentHeader) -> Footer | None:
         checksums = _load_column(file, header, trailer, CHECKSUMS)
         owners = _load_column(file, header, trailer, OWNERS)
         content = file.whole(trailer.journal_at, trailer.journal_bytes)
-        batches_count, journal = decode_journal(content, header.nonce, header.segment)
+        journal = decode_journal(content, header.nonce, header.segment)
     except MalformedError:
         return None
     behind = trailer.journal_at + trailer.journal_bytes
     padding = file.read(behind, file.length_bytes - BLOCK_BYTES - behind)
+    used = trailer.slots_count
+    rest = checksums[used * 4 :] + owners[used * OWNER.itemsize :] + padding
     return Footer(
         trailer,
-        np.frombuffer(checksums, dtype="<u4")[: trailer.slots_count],
-        np.frombuffer(owners, dtype=OWNER)[: trailer.slots_count],
-        batches_count,
-        journal,
-        padding.count(0) == len(padding),
+        np.frombuffer(checksums, dtype="<u4")[:used],
+        np.frombuffer(owners, dtype=OWNER)[:used],
+        journal[0],
+        journal[1],
+        journal[2] and not any(rest),
     )
 
 
@@ -137,8 +151,8 @@ def encode_footer(
     owners_at = len(checksums) * BLOCK_BYTES
     owners_at += -(-len(checksums) // CHECKSUMS_PER_PAGE) * BLOCK_BYTES
     journal_at = owners_at + -(-len(checksums) // OWNERS_PER_PAGE) * BLOCK_BYTES
-    whole = JOURNAL.pack(b"RJRN", VERSION, len(sequences), 0, header.segment)
-    whole = with_checksum(whole.ljust(32, b"\0") + journal, 12, header.nonce, header.segment)
+    whole = JOURNAL.pack(b"RJRN", VERSION, len(sequences), 0, header.segment, 0)
+    whole = with_checksum(whole + journal, 12, header.nonce, header.segment)
     parts.append(whole.ljust(-(-len(whole) // BLOCK_BYTES) * BLOCK_BYTES, b"\0"))
     first, last = (sequences[0], sequences[-1]) if sequences else (0, 0)
     places = (len(checksums) * BLOCK_BYTES, owners_at, journal_at, len(whole))
@@ -164,7 +178,7 @@ def journal_batches(journal: bytes) -> list[tuple[int, Batch]]:
         if len(entries_bytes) != entries_count * ENTRY_BYTES:
             raise MalformedError("the journal ends inside an entry")
         at += len(entries_bytes)
-        entries = decode_entries(entries_bytes)
+        entries, _ = decode_entries(entries_bytes)
         found.append((slot, Batch(sequence, durable, slots_count, entries, entries_bytes, b"")))
     return found
 

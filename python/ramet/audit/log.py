@@ -25,6 +25,7 @@ from ramet.audit.thinned import load_trailer
 
 FILE_NAME = re.compile(r"(?!0{9})[0-9a-f]{12}")  # Epochs begin with 1.
 BLANK_BYTES = 512  # A header of which these are zeros was never written.
+TORN = ("block_checksum", "record_checksum")  # Faults that end a tail that was not durable.
 
 
 @dataclass
@@ -279,7 +280,8 @@ class LogReader:
                 break
             if segment.header.opens and not gap:
                 self._check_opening(before, segment, expected)
-            if segment.first_sequence and 0 < segment.first_durable < last_durable:
+            is_told = segment.first_sequence and segment.last_slot
+            if is_told and segment.first_durable < last_durable:
                 text = f"batch {segment.first_sequence} names an older batch durable than before"
                 self._report.add("batch_durable", text, segment.place(1))
             last_durable = max(last_durable, segment.last_durable)
@@ -352,12 +354,12 @@ class LogReader:
 
     def _end_inside(self, segment: Segment, durable: int) -> bool:
         """End the log at the first fault of the last stretch that is no damage."""
-        torn = [it for it in segment.faults if it.sequence > durable]
+        torn = [it for it in segment.faults if it.sequence > durable and it.code in TORN]
         if not torn:
             return False
         first = min(it.sequence for it in torn)
         segment.last_sequence = first - 1
-        segment.faults = [it for it in segment.faults if 0 < it.sequence <= durable]
+        segment.faults = [it for it in segment.faults if 0 < it.sequence < first]
         segment.remains_at, segment.sealed = None, False
         self._report.note(
             f"the log ends at batch {first - 1}: the next one was not durable and is torn"

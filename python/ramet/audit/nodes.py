@@ -45,6 +45,8 @@ class NodeFiles:
         self._files, self.report = files, files.report
         self._seed, self._log = descriptor.seed, commit.log
         self._headers: dict[str, NodeFileHeader | None] = {}
+        self.ends: dict[int, int] = {}
+        """Of each node file, the unit behind the last node that was read so far."""
 
     def name(self, address: int, is_table: bool) -> str:
         """Give the name of the file that an address lies in."""
@@ -91,6 +93,9 @@ class NodeFiles:
         self.report.count("nodes_count")
         if int.from_bytes(content[4:8], "little") != length_bytes:
             raise MalformedError("a node says that it has another length")
+        if not is_table:
+            file_id, end = address >> SLOT_BITS, unit + -(-length_bytes // UNIT_BYTES)
+            self.ends[file_id] = max(self.ends.get(file_id, 0), end)
         count = int.from_bytes(content[2:4], "little")
         first = int.from_bytes(content[8:16], "little")
         return Node(content[0], content[1], count, first, content[HEADER_BYTES:])

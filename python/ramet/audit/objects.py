@@ -17,6 +17,7 @@ NAME_BYTES_MAX = 255
 ATTRIBUTES_BYTES_MAX = 64 << 10
 VOLUME, SNAPSHOT = 1, 2
 STATE_LIVE = 1
+EPOCH_SHIFT = 28  # Of an object's id: its epoch lies above the ordinal.
 LIVING, DYING, GONE = 1, 2, 3  # Of places.
 MAP_HEIGHT_MAX = 9  # 2^64 blocks.
 _RECORD = struct.Struct("<4sHHII")

@@ -46,6 +46,8 @@ class Objects:
         self._report = report
         self.by_id: dict[int, Object] = {}
         self.hits: dict[int, list[Hit]] = {}
+        self.last_id = 0
+        """The highest that was made so far."""
         self._ids_by_name: dict[str, int] = {}
         self._uuids: set[bytes] = set()
 
@@ -61,6 +63,7 @@ class Objects:
         if made.name in self._ids_by_name:
             raise MalformedError(f"the name '{made.name}' is another object's")
         self.by_id[made.id] = made
+        self.last_id = max(self.last_id, made.id, made.place)
         self._ids_by_name[made.name] = made.id
         self._uuids.add(made.uuid)
 
@@ -85,6 +88,7 @@ class Objects:
         made = decode_object(fields)
         if made.kind != kind:
             raise MalformedError(f"'{made.name}' is made of kind {made.kind}")
+        made.place = made.id
         self.add(made)
         return made
 
@@ -114,6 +118,7 @@ class Objects:
             volume = self.get(number(fields, Tag.ID), VOLUME)
             self._take_content(volume, self.get(number(fields, Tag.SOURCE), SNAPSHOT))
             volume.size_bytes = number(fields, Tag.SIZE) or volume.size_bytes
+            volume.place = number(fields, Tag.INSTANT)
 
     def _rename(self, items: list[Fields]) -> None:
         for fields in items:
@@ -148,12 +153,32 @@ class Objects:
         for fields in items:
             self.get(number(fields, Tag.ID))
 
+    def take_ids(self, items: list[Fields]) -> None:
+        """Hold the ids that a record makes against those that were made before it.
+
+        Raises: MalformedError where one is not higher.
+        """
+        made = {number(it, Tag.ID) for it in items if Tag.KIND in it}
+        made |= {number(it, Tag.INSTANT) for it in items if Tag.INSTANT in it}
+        if made and min(made) <= self.last_id:
+            text = f"the id {min(made):#x} is not new: {self.last_id:#x} was made before it"
+            raise MalformedError(text)
+        self.last_id = max(made, default=self.last_id)
+
     def apply_record(self, content: bytes) -> None:
         """Do what a record says.
 
         Raises: MalformedError where it cannot be done.
         """
         verb, items = decode_record(content)
+        self.take_ids(items)
+        self.apply(verb, items)
+
+    def apply(self, verb: int, items: list[Fields]) -> None:
+        """Do what a record says that is taken apart already.
+
+        Raises: MalformedError where it cannot be done.
+        """
         verbs: dict[int, Callable[[list[Fields]], None]] = {
             Verb.CREATE: self._create,
             Verb.SNAPSHOT: self._snapshot,

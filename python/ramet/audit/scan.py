@@ -284,6 +284,8 @@ class _Scanner:
 
     def _take_batch(self, batch: Batch, first: int, window: bytes) -> None:
         header_slot = self._slot
+        if batch.odd:
+            self._fault(Fault("batch_header", batch.odd, header_slot, batch.sequence))
         self._batches.append(
             ScannedBatch(batch.sequence, batch.durable, header_slot, batch.slots_count)
         )
@@ -395,9 +397,14 @@ class _Scanner:
                 values = "" if isinstance(told, bytes) else f": {told!r}, the batches {found!r}"
                 text = f"the footer's {what} is not what the batches say{values}"
                 self._fault(Fault("footer_differs", text, trailer.slots_count))
-        if not footer.padding_is_zero:
-            text = "bytes behind the journal are not zeros"
+        if not footer.zeros_are_zeros:
+            text = "bytes of the footer that are to be zeros are not"
             self._fault(Fault("footer_differs", text, trailer.slots_count))
+        before = self._batches[-1].durable if self._batches else 0
+        if self._batches and not before <= trailer.durable <= trailer.last:
+            text = f"the footer says that batch {trailer.durable} is durable, not one of"
+            text += f" {before} to {trailer.last}"
+            self._fault(Fault("batch_durable", text, trailer.slots_count))
         for name, column, own in (
             ("checksums", footer.checksums, self._checksums),
             ("owners", footer.owners, self._owners),

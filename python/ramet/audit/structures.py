@@ -16,7 +16,8 @@ LEAF_BLOCKS = 512
 OPENS = 1
 
 KIND_WRITE, KIND_ZERO, KIND_TRIM, KIND_RECORD, KIND_MARK = 1, 2, 3, 4, 0x85
-KINDS_KNOWN = {KIND_WRITE, KIND_ZERO, KIND_TRIM, KIND_RECORD, KIND_MARK}
+KINDS_OF_BLOCKS = {KIND_WRITE, KIND_ZERO, KIND_TRIM}
+KINDS_KNOWN = KINDS_OF_BLOCKS | {KIND_RECORD, KIND_MARK}
 KIND_SKIPPABLE = 0x80
 
 REFERENCE_BYTES = 40
@@ -30,16 +31,16 @@ UNITS_MAX = 1 << 16
 
 # What follows the checksum at 16, from 20 on.
 _DESCRIPTOR = struct.Struct("<I16sQQQ3Q")
-_COMMIT = struct.Struct("<IQQ16s16s8Q32s")
+_COMMIT = struct.Struct("<IQQ16s16s5Q16sQ32s")
 _SEGMENT = struct.Struct("<IQ16s16s5QIIQQQ")
 _NODE_FILE = struct.Struct("<IQ16s16sQQIIQQQ")
 TRAILER = struct.Struct("<I8Q")
 # Whole structures.
 _REFERENCE = struct.Struct("<QQIIQQ")
 _BATCH = struct.Struct("<4sIIIQQIHH")
-_ENTRY = struct.Struct("<B7xQQQ")
+_ENTRY = struct.Struct("<4Q")  # The kind with its seven zero bytes first.
 COLUMN = struct.Struct("<4sIIIQQ")
-JOURNAL = struct.Struct("<4sIIIQ")
+JOURNAL = struct.Struct("<4sIIIQQ")
 JOURNAL_BATCH = struct.Struct("<QQIII4x")
 
 
@@ -141,6 +142,8 @@ class Batch(NamedTuple):
     """All entries, unknown ones included, as they lie there."""
     checksums: bytes
     """The checksums as they lie there, four bytes each."""
+    odd: str = ""
+    """Which of the bytes that are to be zeros are not; nothing reads them."""
 
 
 class Trailer(NamedTuple):
@@ -182,6 +185,9 @@ def decode_commit(page: bytes, seed: int) -> Commit:
     if roots_count > ROOTS_MAX:
         raise MalformedError(f"it says that it has {roots_count} roots")
     number, before, log, incarnation, epoch, position, sequence, durable, table = fields[:9]
+    clock_and_seconds, _, secret_hash = fields[9:]
+    if any(clock_and_seconds) or any(secret_hash):
+        raise MalformedError("it has the clock or the secret of locks, which are not known here")
     roots: dict[int, Reference] = {}
     for index in range(roots_count):
         at = ROOTS_AT + index * ROOT_BYTES
@@ -219,8 +225,9 @@ def decode_segment_header(page: bytes) -> SegmentHeader:
     previous, end_position, end_sequence, sections, zero, segment, first, slots_count = rest
     _check_page(page, b"RAMETSEG", nonce, file)
     _expect_zeros(page, 136, BLOCK_BYTES)
-    if flags & ~OPENS:
-        raise MalformedError(f"flags {flags:#x} are not known here")
+    if flags & ~OPENS or (not flags & OPENS and (end_position or end_sequence)):
+        text = f"flags {flags:#x}, and an end at {end_position:016x}, cannot be"
+        raise MalformedError(text)
     if sections != 1 or zero or first or not 2 <= slots_count <= SLOTS_MAX:
         raise MalformedError(f"sections {sections}, slots {first} to {slots_count} cannot be")
     return SegmentHeader(
@@ -249,8 +256,9 @@ def decode_node_file_header(page: bytes, is_table: bool) -> NodeFileHeader:
     unit_bytes, sections, section, first, units_count = rest
     _check_page(page, b"RAMETTAB" if is_table else b"RAMETMAP", nonce, file)
     _expect_zeros(page, 112, BLOCK_BYTES)
-    if flags or unit_bytes != UNIT_BYTES or sections != 1 or first or units_count > UNITS_MAX:
-        raise MalformedError(f"flags {flags:#x}, units of {unit_bytes} bytes cannot be")
+    if flags or sections != 1 or first or (unit_bytes, units_count) != (UNIT_BYTES, UNITS_MAX):
+        text = f"flags {flags:#x}, {units_count} units of {unit_bytes} bytes cannot be"
+        raise MalformedError(text)
     return NodeFileHeader(seed, log, nonce, file, section, units_count)
 
 
@@ -270,33 +278,39 @@ def decode_batch(page: bytes, nonce: int, place: int, slots_max: int) -> Batch:
     if used != checksums_at + 4 * checksums_count or used > BLOCK_BYTES:
         raise MalformedError(f"a batch header says that it uses {used} bytes")
     entries_bytes = page[ENTRIES_AT:checksums_at]
-    entries = decode_entries(entries_bytes)
+    entries, odd = decode_entries(entries_bytes)
     slots = 1 + sum(entry.slots_count for entry in entries)
     checksums = sum(1 if it.kind == KIND_RECORD else it.slots_count for it in entries)
     if slots != slots_count or checksums != checksums_count:
         raise MalformedError("a batch header's counts are not those of its entries")
     if slots_count > slots_max:
         raise MalformedError("a batch does not end inside the segment")
-    _expect_zeros(page, 40, ENTRIES_AT)
-    _expect_zeros(page, used, BLOCK_BYTES)
-    return Batch(sequence, durable, slots_count, entries, entries_bytes, page[checksums_at:used])
+    if any(page[40:ENTRIES_AT]) or any(page[used:]):
+        odd = "bytes of its head, or behind what it uses, are not zeros"
+    checksums_bytes = page[checksums_at:used]
+    return Batch(sequence, durable, slots_count, entries, entries_bytes, checksums_bytes, odd)
 
 
-def decode_entries(content: bytes) -> list[Entry]:
+def decode_entries(content: bytes) -> tuple[list[Entry], str]:
     """Decode a batch's entries, without those of unknown kinds that may be skipped.
 
+    Result: also which of their zeros are none, which harms nothing.
     Raises: MalformedError.
     """
     entries = [Entry(*fields) for fields in _ENTRY.iter_unpack(content)]
-    if all(entry.kind in KINDS_KNOWN for entry in entries):
-        return entries
-    known = []
-    for entry in entries:
+    if all(entry.kind in KINDS_OF_BLOCKS for entry in entries):
+        return entries, ""
+    known, odd = [], ""
+    for word, *fields in entries:
+        entry = Entry(word & 0xFF, *fields)
         if entry.kind in KINDS_KNOWN:
             known.append(entry)
         elif not entry.kind & KIND_SKIPPABLE:
             raise MalformedError(f"a batch has an entry of unknown kind {entry.kind}")
-    return known
+        zeros = {KIND_MARK: fields, KIND_RECORD: fields[:1]}.get(entry.kind, ())
+        if word > 0xFF or any(zeros):
+            odd = f"an entry of kind {entry.kind} has bytes that are not zeros"
+    return known, odd
 
 
 def decode_column_page(page: bytes, nonce: int, segment: int, column: int, index: int) -> bytes:
@@ -313,19 +327,19 @@ def decode_column_page(page: bytes, nonce: int, segment: int, column: int, index
     return page[COLUMN.size :]
 
 
-def decode_journal(content: bytes, nonce: int, segment: int) -> tuple[int, bytes]:
-    """Give the count of batches in a journal, and their bytes.
+def decode_journal(content: bytes, nonce: int, segment: int) -> tuple[int, bytes, bool]:
+    """Give the count of batches in a journal, their bytes, and whether its zeros are zeros.
 
     Raises: MalformedError.
     """
     if len(content) < 32:
         raise MalformedError("the journal is too short")
-    magic, version, batches_count, checksum, its_segment = JOURNAL.unpack_from(content)
+    magic, version, batches_count, checksum, its_segment, zero = JOURNAL.unpack_from(content)
     if magic != b"RJRN" or version != VERSION:
         raise MalformedError("there is no journal")
     if checksum != page_crc(content, 12, nonce, segment) or its_segment != segment:
         raise MalformedError("the journal does not match its checksum")
-    return batches_count, content[32:]
+    return batches_count, content[JOURNAL.size :], zero == 0
 
 
 def decode_trailer(page: bytes, nonce: int, segment: int) -> Trailer:

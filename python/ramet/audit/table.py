@@ -73,6 +73,8 @@ def decode_entry(key: int, value: bytes) -> FileEntry:
         raise MalformedError(f"a bitmap of {bitmap_bytes} bytes for {room} slots")
     if used == 0 and (blocks or given_back or flags & (SEALED | THINNED)):
         raise MalformedError(f"{blocks} blocks in a segment that is appended to")
+    if given_back and not flags & THINNED:
+        raise MalformedError(f"{given_back} slots were given back of what is not thinned")
     if flags & COUNTED and max(dead, blocks, given_back) > max(used, dead if not used else 0):
         raise MalformedError(f"{blocks} blocks, {dead} dead, {given_back} gone, {used} slots")
     if flags & COUNTED and used and dead > blocks:
@@ -142,14 +144,15 @@ class FileTable:
         """Hold the entries against the node files; `reached`: each file's highest unit."""
         for file_id, unit in reached.items():
             entry = self.entries.get(file_id)
+            end = nodes.ends.get(file_id, unit + 1)
             place = nodes.place(file_id << SLOT_BITS, False)
             if file_id in self.bad_keys:
                 continue
             if entry is None or entry.kind != NODES:
                 self._bad(file_id, "there is no entry for this node file", place)
-            elif unit >= entry.used:
-                text = f"{entry.used} units are used, but a node lies at unit {unit}"
-                self._bad(file_id, text, place._replace(offset_bytes=unit * UNIT_BYTES))
+            elif end > entry.used:
+                text = f"{entry.used} units are used, but a node ends at unit {end}"
+                self._bad(file_id, text, place._replace(offset_bytes=entry.used * UNIT_BYTES))
         for file_id, entry in self.entries.items():
             if entry.kind != NODES:
                 continue

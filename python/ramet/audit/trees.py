@@ -13,7 +13,7 @@ from ramet.audit.report import Report
 from ramet.audit.structures import REFERENCE_BYTES, MalformedError, Reference, decode_reference
 
 NODE_BYTES_MAX = 4096  # A leaf with a single entry may be longer.
-HEIGHT_MAX = 64
+HEIGHT_MAX = 16
 _LEAF_ENTRY = struct.Struct("<QI")
 _KEY = struct.Struct("<Q")
 Entries = list[tuple[int, bytes]]
