@@ -12,6 +12,7 @@ import google_crc32c
 import pytest
 
 import ramet
+from pool_checks import assert_clean
 from ramet.errors import CorruptError, InvalidError, ReadOnlyError
 
 BLOCK_BYTES = 4096
@@ -54,14 +55,17 @@ def test_a_file_of_another_pool_is_left_alone(
 ) -> None:
     """One before the cut was removed as a leftover, one behind it was taken for damage.
 
-    The name of the last id there can be would have used up all epochs.
+    The name of the last id there can be would have used up all epochs, and says nothing to a check:
+    the epochs that the superblock knows are those of the pool's own files.
     """
     pool, other = make_pool(tmp_path / "pool", b"a"), make_pool(tmp_path / "other", b"b")
     foreign = pool / folder / f"{name}.{extension}"
     shutil.copy(max((other / folder).iterdir()), foreign)
     content = foreign.read_bytes()
+    assert_clean(pool)
     use(pool)
     assert foreign.read_bytes() == content
+    assert_clean(pool)
 
 
 def test_all_files_of_another_pool_together_are_left_alone(tmp_path: Path) -> None:
@@ -142,6 +146,24 @@ def test_a_compatible_feature_is_nobodys_business(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", b"a")
     with_features(pool, compatible=0xFF)
     use(pool)
+
+
+@pytest.mark.parametrize(("at", "what"), [(12, "blocks of 8192"), (20, "leaves of 8192")])
+def test_a_pool_with_other_blocks_or_leaves_is_refused_by_name(
+    tmp_path: Path, at: int, what: str
+) -> None:
+    """The size of leaves was not looked at: such a pool would have been read as nonsense."""
+    pool = make_pool(tmp_path / "pool", b"a")
+    page = bytearray((pool / "pool").read_bytes())
+    page[at : at + 4] = struct.pack("<I", 8192)
+    page[16:20] = bytes(4)
+    page[16:20] = struct.pack("<I", google_crc32c.value(bytes(16) + page))
+    (pool / "pool").write_bytes(page)
+    before = files_of(pool)
+    with pytest.raises(InvalidError, match=what) as caught:
+        ramet.open(pool)
+    assert caught.value.code == "pool_format_unsupported"
+    assert files_of(pool) == before
 
 
 @pytest.mark.parametrize("slot", [0, 1])

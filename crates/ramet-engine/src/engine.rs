@@ -20,11 +20,13 @@ use crate::space::Space;
 use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
 use parking_lot::{Mutex, RwLock};
+use ramet_log::format::descriptor::Descriptor;
 use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::Commit;
 use ramet_log::{
-    Accept, BLOCK_BYTES_U64, Known, Log, Loss, ObjectId, Position, Replay, SEGMENT_BYTES_DEFAULT,
+    Accept, BLOCK_BYTES_U64, Known, Log, LogError, Loss, ObjectId, Position, Replay,
+    SEGMENT_BYTES_DEFAULT,
 };
 use ramet_store::{FileStore, LimitStore, Store};
 use std::cell::RefCell;
@@ -109,6 +111,16 @@ pub(crate) struct Commands {
     last: Position,
 }
 
+/// What never changes about the pool, if this engine can read its maps.
+fn read_descriptor(store: &dyn Store) -> Result<Descriptor, EngineError> {
+    let descriptor = ramet_log::read_descriptor(store)?;
+    if u64::from(descriptor.leaf_blocks) != LEAF_BLOCKS {
+        let text = format!("leaves of {} blocks are not known here", descriptor.leaf_blocks);
+        return Err(LogError::Unsupported { reason: text }.into());
+    }
+    Ok(descriptor)
+}
+
 /// Bits of an object's id below its epoch.
 const ORDINAL_BITS: u32 = 28;
 
@@ -188,7 +200,7 @@ impl Engine {
     ) -> Result<(Arc<Engine>, Option<LossReport>), EngineError> {
         let limited = Arc::new(LimitStore::new(store));
         let store: Arc<dyn Store> = limited.clone();
-        let seed = ramet_log::read_descriptor(&*store)?.seed;
+        let seed = read_descriptor(&*store)?.seed;
         let files = |kind| NodeFiles::new(store.clone(), seed, kind);
         // A quarter for pages of slot tables: a page speaks for more blocks than a leaf.
         let pages_bytes = settings.node_budget_bytes / 4;

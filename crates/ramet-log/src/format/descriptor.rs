@@ -78,6 +78,11 @@ impl Descriptor {
         }
         let this = Self::fields(page)
             .ok_or_else(|| Refused::Damaged("its checksum does not match".into()))?;
+        let block_bytes = Reader::new(page, 12).u32().unwrap_or(0);
+        if block_bytes != BLOCK_BYTES_U32 {
+            let text = format!("blocks of {block_bytes} bytes are not known here");
+            return Err(Refused::Unsupported(text));
+        }
         let unknown = this.features[2] & !INCOMPATIBLE_KNOWN;
         if unknown != 0 {
             return Err(Refused::Unsupported(format!(
