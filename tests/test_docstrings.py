@@ -15,7 +15,7 @@ import pytest
 import ramet
 
 PACKAGE = Path(__file__).parent.parent / "python" / "ramet"
-MODULES = ("config", "names", "pool", "pool.base", "tags", "units", "volume")
+MODULES = ("config", "names", "pool", "pool.base", "pool.server", "tags", "units", "volume")
 CLASSES_WITHOUT_EXAMPLES = {"BlockDevice", "Commands", "NumberedNames"}
 """Not for users, or told elsewhere."""
 FUNCTIONS_WITHOUT_EXAMPLES = {

@@ -32,6 +32,8 @@ LAYERS = (
     "device",
     "names",
     "fullness",
+    "listening",
+    "activation",
     "records",
     "tags",
     "tuning",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ReadOnlyError,
         UnavailableError,
     )
+    from ramet.listening import NbdTls
     from ramet.pool import NbdServer, Pool, Snapshot, Volume, accept_loss, create
     from ramet.pool import open as open  # noqa: A004
     from ramet.records import LossReport, ObjectRecord
@@ -34,6 +35,7 @@ __all__ = [
     "InvalidError",
     "LossReport",
     "NbdServer",
+    "NbdTls",
     "NotFoundError",
     "ObjectRecord",
     "Pool",
@@ -57,6 +59,8 @@ def __getattr__(name: str) -> object:
         home = "ramet.errors"
     elif name.endswith(("Record", "Report")):
         home = "ramet.records"
+    elif name == "NbdTls":
+        home = "ramet.listening"
     else:
         home = "ramet.pool"
     value = getattr(import_module(home), name)

@@ -4,7 +4,9 @@ Only `ramet.pool` imports it; prose for users is there.
 """
 
 import builtins
-from typing import Any, final
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol, final, type_check_only
 
 from typing_extensions import Buffer
 
@@ -70,14 +72,47 @@ class Device:
     def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None: ...
     def flush(self) -> None: ...
 
+@type_check_only
+class _NbdTls(Protocol):
+    @property
+    def certificate(self) -> os.PathLike[str]: ...
+    @property
+    def key(self) -> os.PathLike[str]: ...
+    @property
+    def clients(self) -> os.PathLike[str] | None: ...
+    @property
+    def allow(self) -> os.PathLike[str] | None: ...
+
+@type_check_only
+class _NbdListening(Protocol):
+    @property
+    def unix(self) -> Sequence[os.PathLike[str]]: ...
+    @property
+    def tcp(self) -> Sequence[str]:
+        """Each IP:PORT or [IPv6]:PORT."""
+    @property
+    def given(self) -> Sequence[int]:
+        """Descriptors of listening sockets; they are duplicated."""
+    @property
+    def socket_mode(self) -> int: ...
+    @property
+    def socket_group(self) -> int | None: ...
+    @property
+    def plain_tcp(self) -> bool: ...
+    @property
+    def tls(self) -> _NbdTls | None: ...
+
 @final
 class NbdServer:
-    """An NBD server on a unix socket. Stops when closed or dropped."""
+    """An NBD server. Stops when closed or dropped."""
 
     @property
-    def socket_path(self) -> str: ...
+    def addresses(self) -> list[str]:
+        """Where it listens, unix:PATH or tcp:HOST:PORT: unix first, then TCP, then given ones."""
     @property
     def connections_count(self) -> int: ...
+    def reload_tls(self) -> None:
+        """Read certificates and the allow list again; on an error what there was stays."""
     def close_connections(self, objects: list[int]) -> int:
         """Close the connections to these object ids, and refuse new ones until `allow_connections`.
 
@@ -213,8 +248,8 @@ class Pool:
     def flush(self) -> None: ...
     def open_device(self, name: str) -> Device:
         """By name or UUID, for use in this process; does not count as attached."""
-    def serve_nbd(self, socket_path: str) -> NbdServer:
-        """Serve all objects by name. Replaces a stale socket; mode 0600."""
+    def serve_nbd(self, listening: _NbdListening) -> NbdServer:
+        """Serve all objects by name, at all addresses or not at all."""
 
 def accept_loss(path: str) -> dict[str, Any] | None:
     """Open a pool whose log is damaged at the last batch that can be followed, and close it.

@@ -62,12 +62,26 @@ def format_nbd_uri(name: str, socket_path: Path) -> str:
     return f"nbd+unix:///{quote(name, safe='@:')}?socket={place}"
 
 
-def _find_socket(default: Path, option: str | None) -> Path:
-    path = default if not option else Path(option.removeprefix("unix:"))
-    if option and (not path.name or ("://" in option) or option.startswith("tcp:")):
+def parse_unix(text: str) -> Path:
+    """Give the path that "unix:PATH" or PATH says.
+
+    Raises: InvalidError (code socket_scheme).
+    Example: parse_unix("unix:/run/ramet.sock")
+    """
+    path = Path(text.removeprefix("unix:"))
+    if not path.name or "://" in text or text.startswith("tcp:"):
         raise InvalidError(
-            "socket_scheme", f"'{option}' is not a unix socket; hint: unix:PATH, or PATH alone"
+            "socket_scheme", f"'{text}' is not a unix socket; hint: unix:PATH, or PATH alone"
         )
+    return path
+
+
+def check_socket_path(path: Path) -> Path:
+    """Give the path back if the system takes it whole.
+
+    Raises: InvalidError (code socket_path_too_long).
+    Example: check_socket_path(Path("/run/ramet.sock"))
+    """
     # Absolute, because clients are told that: they may run in another directory.
     length = len(os.fsencode(path.absolute()))
     if length > SOCKET_PATH_LENGTH_MAX:
@@ -77,3 +91,7 @@ def _find_socket(default: Path, option: str | None) -> Path:
             " choose a shorter one with --nbd or --api",
         )
     return path
+
+
+def _find_socket(default: Path, option: str | None) -> Path:
+    return check_socket_path(parse_unix(option) if option else default)

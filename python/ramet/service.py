@@ -1,7 +1,7 @@
 """The service: holds a pool, serves it over NBD, and says where it listens.
 
-Imports pool, verbs, config. Called by http (which is mounted on it) and cli/serve. Invariant: the
-pool is closed, flushed and unlocked when `run` is left, whatever happened inside.
+Imports pool, verbs, listening, config. Called by http (which is mounted on it) and cli/serve.
+Invariant: the pool is closed, flushed and unlocked when `run` is left, whatever happened inside.
 """
 
 import json
@@ -11,13 +11,15 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from ramet.config import ADDRESS_NAME, find_api_socket, find_nbd_socket
-from ramet.errors import BusyError, ConflictError
+from ramet.config import ADDRESS_NAME, check_socket_path, find_api_socket, find_nbd_socket
+from ramet.errors import BusyError, ConflictError, InvalidError
 from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
 from ramet.fullness import Thresholds
-from ramet.pool import Pool
+from ramet.listening import NbdListening
+from ramet.pool import NbdServer, Pool
 from ramet.pool import open as open_pool
 from ramet.verbs import PoolVerbs
 
@@ -31,11 +33,14 @@ class Service:
         self,
         pool: Pool,
         pool_path: Path,
+        nbd: NbdServer,
+        *,
         nbd_path: Path,
         api_path: Path,
         thresholds: Thresholds = DEFAULT_THRESHOLDS,
     ) -> None:
         self.pool = pool
+        self.nbd = nbd
         self.pool_path = pool_path
         self.nbd_path = nbd_path
         self.api_path = api_path
@@ -58,7 +63,7 @@ class Service:
         status = "poisoned" if reason else "ok"
         return {"status": status, "reason": reason, "space_state": state}
 
-    def describe(self) -> dict[str, str | int]:
+    def describe(self) -> dict[str, str | int | list[str]]:
         """Say where it listens: what `service.json` holds."""
         directory = self.pool_path.stat()
         return {
@@ -67,6 +72,7 @@ class Service:
             "pool_device": directory.st_dev,
             "pool_inode": directory.st_ino,
             "nbd_socket": str(self.nbd_path.absolute()),
+            "nbd_addresses": self.nbd.addresses,
             "api_socket": str(self.api_path.absolute()),
         }
 
@@ -74,24 +80,34 @@ class Service:
 @contextmanager
 def hold(
     pool_path: Path,
-    nbd: str | None = None,
+    nbd: NbdListening | None = None,
     api: str | None = None,
+    api_given: int | None = None,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> Iterator[tuple[Service, socket.socket]]:
     """Open the pool, serve it over NBD, and listen for commands; close all of it afterwards.
 
-    `nbd`, `api`: "unix:PATH"; None: the defaults in the pool's directory. `thresholds`: when space
-    is called low and critical.
+    `nbd`: where; on this machine too, by the default in the pool's directory if nothing else.
+    `api`: "unix:PATH"; None: the default in the pool's directory. `api_given`: the number of a
+    socket that listens already, instead. `thresholds`: when space is called low and critical.
     Result: the service, and the socket that commands arrive at.
     Raises: BusyError where somebody else holds the pool or answers at a socket, and what opening
     a pool raises.
     Example: hold(Path("/srv/pool"))
     """
-    nbd_path, api_path = find_nbd_socket(pool_path, nbd), find_api_socket(pool_path, api)
-    with open_pool(pool_path) as pool, pool.serve_nbd(nbd_path):
-        service = Service(pool, pool_path, nbd_path, api_path, thresholds)
+    nbd, nbd_path = _with_local(pool_path, nbd or NbdListening())
+    listening = listen(find_api_socket(pool_path, api)) if api_given is None else take(api_given)
+    with open_pool(pool_path) as pool, _serve(pool, nbd) as server:
         address = pool_path / ADDRESS_NAME
-        with listen(api_path) as listener:
+        with listening as (listener, api_path):
+            service = Service(
+                pool,
+                pool_path,
+                server,
+                nbd_path=nbd_path,
+                api_path=api_path,
+                thresholds=thresholds,
+            )
             try:
                 try:
                     write_whole(address, json.dumps(service.describe()))
@@ -103,10 +119,60 @@ def hold(
                 address.unlink(missing_ok=True)
 
 
+def _serve(pool: Pool, nbd: NbdListening) -> NbdServer:
+    return pool.serve_nbd(
+        *nbd.addresses,
+        socket_mode=nbd.socket_mode,
+        socket_group=nbd.socket_group,
+        plain_tcp=nbd.plain_tcp,
+        tls=nbd.tls,
+    )
+
+
+def _with_local(pool_path: Path, nbd: NbdListening) -> tuple[NbdListening, Path]:
+    """Make sure that commands on this machine have a way in, and give its path."""
+    for path in nbd.unix:
+        check_socket_path(path)
+    paths = [*nbd.unix, *(path for path in map(_path_of, nbd.given) if path is not None)]
+    if paths:
+        return nbd, paths[0]
+    path = find_nbd_socket(pool_path)
+    return replace(nbd, unix=[path]), path
+
+
+def _path_of(number: int) -> Path | None:
+    """Give the path of a unix socket that was passed on; who serves it says what else it is."""
+    try:
+        with socket.socket(fileno=os.dup(number)) as given:
+            name = given.getsockname()
+            usable = given.family == socket.AF_UNIX and isinstance(name, str) and name
+            return Path(name) if usable else None
+    except OSError:
+        return None
+
+
 @contextmanager
-def listen(path: Path) -> Iterator[socket.socket]:
+def take(number: int) -> Iterator[tuple[socket.socket, Path]]:
+    """Listen for commands on a socket that listens already; its file is left alone.
+
+    Raises: InvalidError (code api_socket_unusable).
+    Example: take(3)
+    """
+    path = _path_of(number)
+    if path is None:
+        raise InvalidError(
+            "api_socket_unusable",
+            f"file descriptor {number} is no unix socket with a path; hint: ListenStream=PATH",
+        )
+    with socket.socket(fileno=os.dup(number)) as listener:
+        yield listener, path
+
+
+@contextmanager
+def listen(path: Path) -> Iterator[tuple[socket.socket, Path]]:
     """Listen on a unix socket that only the owner can use; a stale one is replaced.
 
+    Result: the socket, and its path again.
     Raises: BusyError where somebody answers; ConflictError where something else has the name.
     Example: listen(Path("/srv/pool/api.sock"))
     """
@@ -126,7 +192,7 @@ def listen(path: Path) -> Iterator[socket.socket]:
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(BACKLOG_MAX)
-        yield listener
+        yield listener, path
     finally:
         listener.close()
         path.unlink(missing_ok=True)

@@ -4,7 +4,8 @@
 //! without a copy; memory grows to one request or reply at most and is given back after use.
 
 use crate::large::LargeShare;
-use crate::transport::{Received, Transport};
+use crate::transport::{NoTransport, Received, Transport};
+use std::io;
 
 /// Either buffer at the start and after silence.
 const SILENT_BYTES: usize = 1 << 10;
@@ -58,6 +59,24 @@ impl Channel {
             replies_count: 0,
             reads_count: 0,
         }
+    }
+
+    /// Put another transport over the one that there is; all that is queued is sent first.
+    ///
+    /// # Errors
+    /// `Ended` where the client sent more before it could know that it may: that came unencrypted.
+    pub(crate) fn cover<T>(
+        &mut self,
+        cover: impl FnOnce(Box<dyn Transport>) -> io::Result<(Box<dyn Transport>, T)>,
+    ) -> Result<T, Ended> {
+        self.send()?;
+        if !self.pending().is_empty() {
+            return Err(Ended);
+        }
+        let bare = std::mem::replace(&mut self.transport, Box::new(NoTransport));
+        let (covered, more) = cover(bare).map_err(|_| Ended)?;
+        self.transport = covered;
+        Ok(more)
     }
 
     /// What was received and not consumed.

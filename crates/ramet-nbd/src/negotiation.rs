@@ -1,17 +1,19 @@
 //! Option haggling: from the greeting to an open export.
 //!
 //! Invariants: every option but `EXPORT_NAME` gets its final reply; whatever an option's data is,
-//! the stream stays in step or the connection ends. What options leave behind (the style of
-//! replies, metadata contexts) goes out with the attachment as `Negotiated`.
+//! the stream stays in step or the connection ends; where TLS is required, nothing is told before
+//! it. What options leave behind (the style of replies, metadata contexts) goes out with the
+//! attachment as `Negotiated`.
 //! Source: NBD protocol, "Fixed newstyle negotiation", "Option types".
 
+use crate::allow::Allowed;
 use crate::channel::{Channel, Ended};
 use crate::codec::values::{
     EXPORT_NAME_ZEROES_BYTES, INFO_DESCRIPTION, INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME,
     OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
-    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_POLICY,
-    REP_ERR_SHUTDOWN, REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
-    REP_SERVER, STRING_BYTES_MAX,
+    OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID,
+    REP_ERR_POLICY, REP_ERR_SHUTDOWN, REP_ERR_TLS_REQD, REP_ERR_TOO_BIG, REP_ERR_UNKNOWN,
+    REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
 };
 use crate::codec::{
     ChunkStyle, ClientFlags, ContextRequest, InfoRequest, OPTION_HEADER_BYTES, OptionHeader,
@@ -21,6 +23,7 @@ use crate::codec::{
 use crate::contexts::{self, CONTEXTS_MAX, Context};
 use crate::judgement::{Agreed, BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED, PAYLOAD_BYTES_MAX};
 use crate::registry::{Attachment, Membership, Refusal};
+use crate::tls::Policy;
 use ramet_engine::{Exports, Kind};
 
 /// Longest option data that is looked at: the longest name and thousands of requests.
@@ -55,7 +58,11 @@ struct Chosen {
 pub(crate) struct Negotiation<'a> {
     channel: &'a mut Channel,
     membership: &'a Membership,
-    exports: &'a dyn Exports,
+    /// What the client may see.
+    exports: Allowed<'a>,
+    everything: &'a dyn Exports,
+    policy: Option<&'a Policy>,
+    encrypted: bool,
     no_zeroes: bool,
     replies: ReplyStyle,
     chosen: Option<Chosen>,
@@ -66,9 +73,19 @@ impl<'a> Negotiation<'a> {
         channel: &'a mut Channel,
         membership: &'a Membership,
         exports: &'a dyn Exports,
+        policy: Option<&'a Policy>,
     ) -> Self {
-        let replies = ReplyStyle::Simple;
-        Negotiation { channel, membership, exports, no_zeroes: false, replies, chosen: None }
+        Negotiation {
+            channel,
+            membership,
+            exports: Allowed::new(exports, None),
+            everything: exports,
+            policy,
+            encrypted: false,
+            no_zeroes: false,
+            replies: ReplyStyle::Simple,
+            chosen: None,
+        }
     }
 
     /// Haggle until the client has an export.
@@ -77,7 +94,12 @@ impl<'a> Negotiation<'a> {
         let flags = self.channel.require(4)?;
         let flags = [flags[0], flags[1], flags[2], flags[3]];
         self.channel.consume(4);
-        self.no_zeroes = ClientFlags::decode(flags).map_err(|_| Ended)?.no_zeroes;
+        let flags = ClientFlags::decode(flags).map_err(|_| Ended)?;
+        self.no_zeroes = flags.no_zeroes;
+        if self.needs_tls() && !flags.fixed_newstyle {
+            // Such a client cannot ask for TLS.
+            return Err(Ended);
+        }
         for _ in 0..OPTIONS_MAX {
             if let Step::Transmit(attachment) = self.option()? {
                 let contexts = self.chosen.take().map_or_else(Vec::new, |chosen| chosen.contexts);
@@ -100,8 +122,14 @@ impl<'a> Negotiation<'a> {
         let data = self.channel.require(length_bytes)?.to_vec();
         self.channel.consume(length_bytes);
         match option {
-            OPT_EXPORT_NAME => self.export_name(&data),
+            OPT_STARTTLS => self.start_tls(&data),
             OPT_ABORT => self.abort(),
+            // It has no error reply.
+            OPT_EXPORT_NAME if self.needs_tls() => Err(Ended),
+            OPT_EXPORT_NAME => self.export_name(&data),
+            _ if self.needs_tls() => {
+                self.refuse(option, REP_ERR_TLS_REQD, "this server is to be asked for TLS first")
+            }
             _ if self.membership.registry().is_closing() => {
                 self.refuse(option, REP_ERR_SHUTDOWN, "the server is closing")
             }
@@ -122,13 +150,37 @@ impl<'a> Negotiation<'a> {
         self.refuse(option, REP_ERR_TOO_BIG, "the data of the option is too long")
     }
 
+    fn needs_tls(&self) -> bool {
+        !self.encrypted && self.policy.is_some_and(|policy| policy.required)
+    }
+
+    fn start_tls(&mut self, data: &[u8]) -> Result<Step, Ended> {
+        let Some(Policy { tls, .. }) = self.policy else {
+            return self.refuse(OPT_STARTTLS, REP_ERR_UNSUP, "there is no TLS here");
+        };
+        if self.encrypted {
+            return self.refuse(OPT_STARTTLS, REP_ERR_INVALID, "there is TLS already");
+        }
+        if !data.is_empty() {
+            return self.refuse(OPT_STARTTLS, REP_ERR_INVALID, "this option takes no data");
+        }
+        self.reply(OPT_STARTTLS, REP_ACK, &[])?;
+        let allowance = self.channel.cover(|bare| tls.accept(bare))?;
+        self.encrypted = true;
+        self.exports = Allowed::new(self.everything, allowance);
+        // What was agreed on so far anybody on the way may have asked for.
+        self.replies = ReplyStyle::Simple;
+        self.chosen = None;
+        Ok(Step::Continue)
+    }
+
     fn export_name(&mut self, data: &[u8]) -> Result<Step, Ended> {
         let name = decode_name(data).map_err(|_| Ended)?;
         // The protocol forbids it with extended headers, and it has no error reply.
         if self.replies == ReplyStyle::Chunks(ChunkStyle::Extended) {
             return Err(Ended);
         }
-        let attachment = self.membership.open(self.exports, name).map_err(|_| Ended)?;
+        let attachment = self.membership.open(&self.exports, name).map_err(|_| Ended)?;
         self.membership.succeed(&attachment).map_err(|_| Ended)?;
         let info = self.info_export(name, &attachment);
         self.keep_contexts_of(name, &attachment);
@@ -165,7 +217,7 @@ impl<'a> Negotiation<'a> {
             Ok(request) => request,
             Err(error) => return self.refuse(option, REP_ERR_INVALID, &error.to_string()),
         };
-        let opened = self.membership.open(self.exports, &request.name).and_then(|attachment| {
+        let opened = self.membership.open(&self.exports, &request.name).and_then(|attachment| {
             if option == OPT_GO {
                 self.membership.succeed(&attachment)?;
             }
@@ -261,7 +313,7 @@ impl<'a> Negotiation<'a> {
             Ok(request) => request,
             Err(error) => return self.refuse(option, REP_ERR_INVALID, &error.to_string()),
         };
-        let attachment = match self.membership.open(self.exports, &request.export) {
+        let attachment = match self.membership.open(&self.exports, &request.export) {
             Ok(attachment) => attachment,
             Err(refusal) => {
                 let (reply, text) = explain(&refusal, self.membership.registry().is_closing());
@@ -272,11 +324,12 @@ impl<'a> Negotiation<'a> {
         if option == OPT_LIST_META_CONTEXT {
             // Detach before the answer, as for `OPT_INFO`.
             drop(attachment);
-            for name in contexts::list(self.exports, &export, &request.queries) {
+            for name in contexts::list(&self.exports, &export, &request.queries) {
                 self.reply(option, REP_META_CONTEXT, &meta_context(0, &name))?;
             }
         } else {
-            let chosen = contexts::choose(self.membership, self.exports, &export, &request.queries);
+            let chosen =
+                contexts::choose(self.membership, &self.exports, &export, &request.queries);
             drop(attachment);
             let Ok(contexts) = chosen else {
                 let text = format!("at most {CONTEXTS_MAX} contexts for a connection");

@@ -1,14 +1,15 @@
 //! The server: accepts connections, closes those of some objects, closes all.
 //!
-//! Owns the listening thread and the registry. Invariant: after `close` no new connection is
+//! Owns the listening threads and the registry. Invariant: after `close` no new connection is
 //! served, and every session has ended or is reported.
 
+use crate::address::{self, Address};
 use crate::error::NbdError;
 use crate::large::LargeMemory;
 use crate::registry::Registry;
 use crate::session;
+use crate::tls::{Policy, Tls};
 use crate::transport::{Accepted, Listener};
-use crate::unix::UnixListener;
 use parking_lot::Mutex;
 use ramet_engine::Exports;
 use std::io;
@@ -58,11 +59,23 @@ impl Default for Limits {
     }
 }
 
+/// Where and how a server listens.
+#[derive(Default)]
+pub struct Listening {
+    /// At least one.
+    pub addresses: Vec<Address>,
+    /// TLS of TCP connections: every one needs it, unless `plain_tcp`. Unix sockets do without.
+    pub tls: Option<Arc<Tls>>,
+    /// TCP connections may do without TLS, those of other machines too.
+    pub plain_tcp: bool,
+}
+
 /// A running server. Dropping it closes it.
 pub struct NbdServer {
     registry: Arc<Registry>,
-    listener: Arc<dyn Listener>,
-    accepting: Mutex<Option<JoinHandle<()>>>,
+    listeners: Vec<Arc<dyn Listener>>,
+    /// Taken by the first `close`.
+    accepting: Mutex<Option<Vec<JoinHandle<()>>>>,
     limits: Limits,
     process_id: u32,
 }
@@ -79,34 +92,61 @@ impl NbdServer {
         exports: Arc<dyn Exports>,
         limits: Limits,
     ) -> Result<NbdServer, NbdError> {
-        Self::start(Arc::new(UnixListener::bind(path)?), exports, limits).map_err(|source| {
-            NbdError::Io { doing: "start a thread for", path: PathBuf::from(path), source }
-        })
+        let listening = Listening { addresses: vec![Address::unix(path)], ..Listening::default() };
+        Self::start(listening, exports, limits)
     }
 
-    fn start(
-        listener: Arc<dyn Listener>,
+    /// Serve `exports` at several addresses, at all of them or not at all.
+    ///
+    /// # Errors
+    /// `NbdError`, of the first address that cannot be had.
+    pub fn start(
+        listening: Listening,
         exports: Arc<dyn Exports>,
         limits: Limits,
-    ) -> io::Result<NbdServer> {
+    ) -> Result<NbdServer, NbdError> {
+        let Listening { addresses, tls, plain_tcp } = listening;
         let registry = Arc::new(Registry::new(
             limits.connections_max,
             LargeMemory::new(limits.large_bytes_max, limits.large_patience),
         ));
-        let accepting = {
-            let (listener, registry) = (Arc::clone(&listener), Arc::clone(&registry));
-            Builder::new()
-                .name("nbd-accept".to_owned())
-                .spawn(move || accept_connections(&*listener, &registry, &exports))
+        let server = NbdServer {
+            registry,
+            listeners: address::listen(addresses, plain_tcp || tls.is_some())?,
+            accepting: Mutex::new(Some(Vec::new())),
+            limits,
+            process_id: std::process::id(),
         };
-        let accepting = match accepting {
-            Ok(accepting) => Mutex::new(Some(accepting)),
-            Err(error) => {
-                listener.stop();
-                return Err(error);
-            }
-        };
-        Ok(NbdServer { registry, listener, accepting, limits, process_id: std::process::id() })
+        for listener in &server.listeners {
+            let tls = tls.clone().filter(|_| listener.network_address().is_some());
+            let policy = tls.map(|tls| Policy { tls, required: !plain_tcp });
+            let accepting =
+                server.spawn_accepting(listener, &exports, policy).map_err(|source| {
+                    let path = PathBuf::from(listener.address());
+                    NbdError::Io { doing: "start a thread for", path, source }
+                })?;
+            server.accepting.lock().get_or_insert_default().push(accepting);
+        }
+        Ok(server)
+    }
+
+    fn spawn_accepting(
+        &self,
+        listener: &Arc<dyn Listener>,
+        exports: &Arc<dyn Exports>,
+        policy: Option<Policy>,
+    ) -> io::Result<JoinHandle<()>> {
+        let (listener, registry) = (Arc::clone(listener), Arc::clone(&self.registry));
+        let exports = Arc::clone(exports);
+        Builder::new()
+            .name("nbd-accept".to_owned())
+            .spawn(move || accept_connections(&*listener, &registry, &exports, policy.as_ref()))
+    }
+
+    /// Where it listens, in the order in which that was asked for: `unix:PATH`, `tcp:HOST:PORT`.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.listeners.iter().map(|listener| listener.address()).collect()
     }
 
     /// Connections that are open now, negotiating ones included.
@@ -150,9 +190,13 @@ impl NbdServer {
         }
         self.registry.begin_closing();
         if let Some(accepting) = self.accepting.lock().take() {
-            self.listener.stop();
-            // It has no way to panic, and nothing could be done about it here.
-            let _ = accepting.join();
+            for listener in &self.listeners {
+                listener.stop();
+            }
+            for accepting in accepting {
+                // It has no way to panic, and nothing could be done about it here.
+                let _ = accepting.join();
+            }
         }
         match self.registry.drain(self.limits.close_answer, self.limits.close_cut_off) {
             0 => Ok(()),
@@ -172,10 +216,11 @@ fn accept_connections(
     listener: &dyn Listener,
     registry: &Arc<Registry>,
     exports: &Arc<dyn Exports>,
+    policy: Option<&Policy>,
 ) {
     while !registry.is_closing() {
         match listener.accept() {
-            Ok(accepted) => start_session(accepted, registry, exports),
+            Ok(accepted) => start_session(accepted, registry, exports, policy),
             Err(error) if is_transient(&error) => {}
             // Out of files or memory: others must end first. Closing ends the pause.
             Err(_) => registry.wait_for_closing(ACCEPT_PAUSE),
@@ -188,14 +233,19 @@ fn is_transient(error: &io::Error) -> bool {
 }
 
 /// Start a thread for a connection; without room for it the connection is dropped, which ends it.
-fn start_session(accepted: Accepted, registry: &Arc<Registry>, exports: &Arc<dyn Exports>) {
+fn start_session(
+    accepted: Accepted,
+    registry: &Arc<Registry>,
+    exports: &Arc<dyn Exports>,
+    policy: Option<&Policy>,
+) {
     let Accepted { transport, hangup } = accepted;
     let Some(membership) = registry.join(hangup) else {
         return;
     };
-    let exports = Arc::clone(exports);
+    let (exports, policy) = (Arc::clone(exports), policy.cloned());
     // Detached: the registry counts sessions, and an unjoined thread would keep its stack.
     let _ = Builder::new()
         .name("nbd-session".to_owned())
-        .spawn(move || session::serve(transport, membership, &*exports));
+        .spawn(move || session::serve(transport, membership, &*exports, policy.as_ref()));
 }

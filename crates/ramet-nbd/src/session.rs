@@ -5,16 +5,23 @@
 use crate::channel::{Channel, Ended};
 use crate::negotiation::Negotiation;
 use crate::registry::Membership;
+use crate::tls::Policy;
 use crate::transmission::Transmission;
 use crate::transport::Transport;
 use ramet_engine::Exports;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Serve a connection until it ends.
-pub(crate) fn serve(transport: Box<dyn Transport>, membership: Membership, exports: &dyn Exports) {
+pub(crate) fn serve(
+    transport: Box<dyn Transport>,
+    membership: Membership,
+    exports: &dyn Exports,
+    policy: Option<&Policy>,
+) {
     // A panic is the end of this connection and of nothing else; the panic hook has reported it.
     // What it may have left half done is dropped here, or guarded by the engine's own poisoning.
-    let _ended = catch_unwind(AssertUnwindSafe(|| converse(transport, &membership, exports)));
+    let _ended =
+        catch_unwind(AssertUnwindSafe(|| converse(transport, &membership, exports, policy)));
     drop(membership);
 }
 
@@ -22,8 +29,9 @@ fn converse(
     transport: Box<dyn Transport>,
     membership: &Membership,
     exports: &dyn Exports,
+    policy: Option<&Policy>,
 ) -> Result<(), Ended> {
     let mut channel = Channel::new(transport, membership.large());
-    let negotiated = Negotiation::new(&mut channel, membership, exports).run()?;
+    let negotiated = Negotiation::new(&mut channel, membership, exports, policy).run()?;
     Transmission::new(&mut channel, membership, &negotiated).run()
 }

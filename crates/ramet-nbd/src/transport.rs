@@ -1,8 +1,9 @@
 //! What the server needs of a listening socket and of a connection, whatever kind they are.
 //!
-//! Owns the traits only. TCP and TLS are further implementations; nothing above this file knows.
+//! Owns the traits only; nothing above this file knows what kind it is.
 
 use std::io;
+use std::net::SocketAddr;
 
 /// What a receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,19 @@ pub(crate) trait Transport: Send {
 
     /// Send all of `bytes`. Blocks.
     fn send_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Stands where a transport was.
+pub(crate) struct NoTransport;
+
+impl Transport for NoTransport {
+    fn receive(&mut self, _buffer: &mut [u8]) -> io::Result<Received> {
+        Err(io::ErrorKind::NotConnected.into())
+    }
+
+    fn send_all(&mut self, _bytes: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::NotConnected.into())
+    }
 }
 
 /// Ends a connection from another thread; never blocks.
@@ -49,4 +63,10 @@ pub(crate) trait Listener: Send + Sync {
 
     /// Make this and every later `accept` fail, and give up the address.
     fn stop(&self);
+
+    /// Where it listens, as on a command line: `unix:PATH`, `tcp:HOST:PORT`.
+    fn address(&self) -> String;
+
+    /// Where it listens, if that is a network.
+    fn network_address(&self) -> Option<SocketAddr>;
 }

@@ -1,31 +1,25 @@
-//! Unix sockets: the listener that replaces a stale socket file, and its connections.
+//! The unix listener, which replaces a stale socket file.
 //!
-//! Invariants: the file is never open to others than its owner, not for a moment; a file that is
+//! Invariants: the file is never open to others than it will be, not for a moment; a file that is
 //! no socket, or a socket that somebody answers on, is left alone; only our own file is removed.
 
+use crate::address::UnixAddress;
 use crate::error::NbdError;
-use crate::transport::{Accepted, Hangup, Listener, Received, Transport};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use crate::socket::{BACKLOG, Kind, accepted};
+use crate::transport::{Accepted, Listener};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, sockopt,
-};
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// Longest path of a unix socket: `sun_path` is 108 bytes with its NUL.
 const PATH_BYTES_MAX: usize = 107;
-/// Connections that wait to be accepted; the kernel may hold it lower.
-const BACKLOG: i32 = 4096;
-/// A connection that sends nothing for so long gives its buffers back.
-const SILENCE: Duration = Duration::from_secs(1);
-/// Only the owner may connect.
-const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// Until a socket has its group: only the owner may connect.
+const PRIVATE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// A listening unix socket with a file.
 pub(crate) struct UnixListener {
@@ -36,11 +30,12 @@ pub(crate) struct UnixListener {
 }
 
 impl UnixListener {
-    /// Listen at `path`, replacing a socket file that nobody answers on.
+    /// Listen at a path, replacing a socket file that nobody answers on.
     ///
     /// # Errors
     /// `InUse`, `NotASocket`, `PathTooLong`, `Io`.
-    pub(crate) fn bind(path: &Path) -> Result<Self, NbdError> {
+    pub(crate) fn bind(address: &UnixAddress) -> Result<Self, NbdError> {
+        let path = address.path.as_path();
         let failed = |doing: &'static str| {
             move |errno: Errno| NbdError::Io { doing, path: path.to_owned(), source: errno.into() }
         };
@@ -55,9 +50,14 @@ impl UnixListener {
         refuse_unless_stale(path)?;
         let socket = new_socket(SocketFlags::CLOEXEC).map_err(failed("make a socket for"))?;
         // Set before the file exists: the kernel gives the file this mode, a umask only takes away.
-        rustix::fs::fchmod(&socket, SOCKET_MODE).map_err(failed("set the mode of"))?;
+        rustix::fs::fchmod(&socket, PRIVATE_MODE).map_err(failed("set the mode of"))?;
         let private = PrivateName::bind(&socket, path)?;
-        rustix::fs::chmod(&private.0, SOCKET_MODE).map_err(failed("set the mode of"))?;
+        if let Some(group) = address.group {
+            let group = Some(Gid::from_raw(group));
+            rustix::fs::chown(&private.0, None, group).map_err(failed("set the group of"))?;
+        }
+        let mode = Mode::from_bits_truncate(address.mode);
+        rustix::fs::chmod(&private.0, mode).map_err(failed("set the mode of"))?;
         let stat = lstat(&private.0).map_err(failed("look at"))?;
         // Listen before the name is public: who sees the file can connect.
         rustix::net::listen(&socket, BACKLOG).map_err(failed("listen on"))?;
@@ -69,10 +69,7 @@ impl UnixListener {
 
 impl Listener for UnixListener {
     fn accept(&self) -> io::Result<Accepted> {
-        let socket = Arc::new(rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?);
-        sockopt::set_socket_timeout(&*socket, sockopt::Timeout::Recv, Some(SILENCE))?;
-        let hangup = Box::new(UnixHangup(Arc::clone(&socket)));
-        Ok(Accepted { transport: Box::new(UnixTransport { socket, silent: false }), hangup })
+        accepted(rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?, Kind::Unix)
     }
 
     fn stop(&self) {
@@ -85,6 +82,14 @@ impl Listener for UnixListener {
         }
         // Wakes a blocked accept, and fails only where the socket is not listening any more.
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+    }
+
+    fn address(&self) -> String {
+        format!("unix:{}", self.path.display())
+    }
+
+    fn network_address(&self) -> Option<SocketAddr> {
+        None
     }
 }
 
@@ -163,73 +168,5 @@ fn refuse_unless_stale(path: &Path) -> Result<(), NbdError> {
             Err(NbdError::InUse { path: path.to_owned() })
         }
         Err(errno) => Err(failed(errno)),
-    }
-}
-
-struct UnixTransport {
-    socket: Arc<OwnedFd>,
-    silent: bool,
-}
-
-impl UnixTransport {
-    /// While silent, wait without a limit: an idle server must not wake up.
-    fn set_silent(&mut self, silent: bool) -> io::Result<()> {
-        let timeout = if silent { None } else { Some(SILENCE) };
-        sockopt::set_socket_timeout(&*self.socket, sockopt::Timeout::Recv, timeout)?;
-        self.silent = silent;
-        Ok(())
-    }
-}
-
-impl Transport for UnixTransport {
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
-        let received = loop {
-            match rustix::net::recv(&*self.socket, &mut *buffer, RecvFlags::empty()) {
-                Ok((0, _)) => break Received::End,
-                Ok((length_bytes, _)) => break Received::Bytes(length_bytes),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break Received::Silence,
-                Err(errno) => return Err(errno.into()),
-            }
-        };
-        match received {
-            Received::Silence => self.set_silent(true)?,
-            Received::Bytes(_) if self.silent => self.set_silent(false)?,
-            Received::Bytes(_) | Received::End => {}
-        }
-        Ok(received)
-    }
-
-    fn send_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            match rustix::net::send(&*self.socket, rest, SendFlags::NOSIGNAL) {
-                Ok(length_bytes) => rest = &rest[length_bytes..],
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
-    }
-}
-
-struct UnixHangup(Arc<OwnedFd>);
-
-impl Hangup for UnixHangup {
-    fn stop_receiving(&self) {
-        // Fails only where the peer is gone, which is what was wanted.
-        let _ = rustix::net::shutdown(&*self.0, Shutdown::Read);
-    }
-
-    fn is_peer_gone(&self) -> bool {
-        // Half-closed is not gone: such a peer still reads what it is answered.
-        let mut polled = [PollFd::new(&*self.0, PollFlags::empty())];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let gone = PollFlags::HUP | PollFlags::ERR;
-        rustix::event::poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(gone)
-    }
-
-    fn hang_up(&self) {
-        let _ = rustix::net::shutdown(&*self.0, Shutdown::Both);
     }
 }

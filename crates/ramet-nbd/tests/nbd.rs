@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint spares test functions, not their helpers")]
 
+mod allow;
 mod chunks;
 mod clients;
 mod closing;
@@ -9,6 +10,7 @@ mod codec;
 mod common;
 mod contexts;
 mod judgement;
+mod listeners;
 mod negotiation;
 mod server;
 mod transmission;

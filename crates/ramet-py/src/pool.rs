@@ -4,7 +4,7 @@ use crate::call::{Owner, call};
 use crate::device::Device;
 use crate::object::{Object, objects};
 use crate::scrub::Scrub;
-use crate::server::NbdServer;
+use crate::server::{NbdServer, Wanted};
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -358,9 +358,9 @@ impl Pool {
         Ok(Device::new(device, self.owner))
     }
 
-    fn serve_nbd(&self, py: Python<'_>, socket_path: PathBuf) -> PyResult<NbdServer> {
+    fn serve_nbd(&self, py: Python<'_>, listening: Wanted) -> PyResult<NbdServer> {
         self.call(py, |_| Ok(()))?;
-        NbdServer::start(py, self.owner, &self.engine, socket_path)
+        NbdServer::start(py, self.owner, &self.engine, &listening)
     }
 }
 

@@ -41,8 +41,7 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         "hold a pool, serve it over NBD, take commands",
         "-p /srv/pool serve",
     )
-    it.add_argument("--nbd", metavar="unix:PATH", help="default POOL/nbd.sock")
-    it.add_argument("--api", metavar="unix:PATH", help="default POOL/api.sock")
+    _add_listening(it)
     it.add_argument(
         "--exit-when-poisoned",
         action="store_true",
@@ -203,6 +202,32 @@ def _add_transfer(verbs: Any, verb: AddVerb) -> None:
     it.add_argument("name", metavar="NAME")
     it.add_argument("file", metavar="FILE")
     it.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def _add_listening(it: Any) -> None:
+    it.add_argument(
+        "--nbd",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="unix:PATH or tcp:HOST:PORT; repeat; default POOL/nbd.sock",
+    )
+    it.add_argument("--api", metavar="unix:PATH", help="default POOL/api.sock")
+    it.add_argument("--socket-mode", metavar="MODE", help="of NBD unix sockets; default 600")
+    it.add_argument("--socket-group", metavar="GROUP", help="of NBD unix sockets")
+    it.add_argument("--tls-cert", metavar="FILE", help="the server's certificates, for TCP")
+    it.add_argument("--tls-key", metavar="FILE", help="the key of the first of them")
+    it.add_argument(
+        "--tls-clients", metavar="FILE", help="authorities of the certificates that clients need"
+    )
+    it.add_argument(
+        "--tls-allow", metavar="FILE", help="lines of a client's name and what it may open"
+    )
+    it.add_argument(
+        "--plain-tcp",
+        action="store_true",
+        help="serve TCP without TLS too, to other machines as well",
+    )
 
 
 def _add_taking(verbs: Any, verb: AddVerb) -> None:

@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ramet import _core
 from ramet.errors import InvalidError
 from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
 from ramet.fullness import Thresholds
+from ramet.listening import SOCKET_MODE, NbdTls, find_listening
 from ramet.names import (
     check_snapshot_name,
     check_volume_name,
@@ -27,6 +26,7 @@ from ramet.names import (
 from ramet.pool.base import as_list, describe, now_text
 from ramet.pool.roots import PoolRoots
 from ramet.pool.scrub import RATE_BYTES_MIN, SCRUB_RATE, run_scrub
+from ramet.pool.server import NbdServer
 from ramet.records import (
     Diff,
     Extent,
@@ -111,42 +111,6 @@ def accept_loss(path: str | os.PathLike[str]) -> LossReport | None:
 
 def _create(path: str | os.PathLike[str], segment_size: str | int | None) -> None:
     _core.Pool.create(os.fspath(path), 0 if segment_size is None else parse_size(segment_size))
-
-
-class NbdServer:
-    """An NBD server of a pool, from `Pool.serve_nbd`. Stops when closed, or with its pool."""
-
-    def __init__(self, core: _core.NbdServer, pool: "Pool") -> None:
-        self._core = core
-        self._pool = pool
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def socket_path(self) -> str:
-        """Path of the unix socket."""
-        return self._core.socket_path
-
-    @property
-    def connections_count(self) -> int:
-        """Clients that are connected now."""
-        return self._core.connections_count
-
-    def close(self) -> None:
-        """Stop: answer the requests in progress, flush, close all connections. Idempotent.
-
-        Example: pool.serve_nbd(directory / "nbd.sock").close()
-        """
-        self._pool._close_server(self._core)  # noqa: SLF001 - one module, two halves of one thing.
 
 
 class Pool(PoolRoots):
@@ -556,21 +520,38 @@ class Pool(PoolRoots):
         figures["saving_factor"] = round(mapped / living, 2) if living else 1.0
         return figures
 
-    def serve_nbd(self, socket_path: str | os.PathLike[str]) -> NbdServer:
+    def serve_nbd(
+        self,
+        *addresses: str | os.PathLike[str] | int,
+        socket_mode: int = SOCKET_MODE,
+        socket_group: int | str | None = None,
+        plain_tcp: bool = False,
+        tls: NbdTls | None = None,
+    ) -> NbdServer:
         """Serve every volume (read-write) and snapshot (read-only) by name over NBD.
 
-        `socket_path`: of the unix socket, made with mode 0600; a stale one is replaced. Objects
-        that are created later are served too.
+        `addresses`: each PATH or "unix:PATH" of a unix socket, where a stale one is replaced, or
+        "tcp:HOST:PORT", where port 0 takes one that is free, or the number of a socket that listens
+        already. `socket_mode`, `socket_group`: who may connect to the unix sockets. `tls`: TCP
+        clients need it; without it other machines are served only with `plain_tcp`. Objects that
+        are created later are served too.
         Result: the server, which runs in threads of its own until it is closed.
-        Raises: BusyError where another server answers on the socket; InvalidError;
-        UnavailableError.
+        Raises: BusyError where another server answers; InvalidError; NotFoundError for a host or a
+        group; UnavailableError.
         Source: NBD protocol.
         Example: pool.serve_nbd(directory / "nbd.sock").close()
         """
+        listening = find_listening(
+            addresses,
+            socket_mode=socket_mode,
+            socket_group=socket_group,
+            plain_tcp=plain_tcp,
+            tls=tls,
+        )
         with self._command():
-            server = self._core.serve_nbd(os.fspath(socket_path))
+            server = self._core.serve_nbd(listening)
             self._servers.append(server)
-            return NbdServer(server, self)
+            return NbdServer(server, self._close_server)
 
 
 def _attributes(tags: Tags | None) -> bytes:

@@ -91,6 +91,8 @@ pub const REP_ERR_UNSUP: u32 = REP_ERROR_BIT | 1;
 pub const REP_ERR_POLICY: u32 = REP_ERROR_BIT | 2;
 /// Error reply: malformed.
 pub const REP_ERR_INVALID: u32 = REP_ERROR_BIT | 3;
+/// Error reply: not without TLS.
+pub const REP_ERR_TLS_REQD: u32 = REP_ERROR_BIT | 5;
 /// Error reply: the export is not available.
 pub const REP_ERR_UNKNOWN: u32 = REP_ERROR_BIT | 6;
 /// Error reply: the server is closing.

@@ -1,0 +1,179 @@
+"""Where NBD clients are listened for: addresses as they are given, and a service that has several.
+
+Sockets that a service manager passes on are in test_activation.py.
+"""
+
+import grp
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+import nbd_client
+import programs
+import ramet
+from certificates import Authority
+from nbd_client import NbdClient, go
+from ramet.listening import NbdListening, find_listening
+from serving import Serving, make_pool, run_ramet, serving
+from serving import ramet as run
+
+
+@pytest.fixture
+def served_pool(pool_path: Path) -> Path:
+    """A pool with volume "db", which nobody holds."""
+    make_pool(pool_path)
+    run("-p", pool_path, "volume", "create", "db", "--size", "1MiB")
+    return pool_path
+
+
+def tcp_address(served: Serving) -> tuple[str, int]:
+    """Where it said that it listens."""
+    told = json.loads((served.pool_path / "service.json").read_text())["nbd_addresses"]
+    (address,) = (address for address in told if address.startswith("tcp:"))
+    _, host, port = address.split(":")
+    assert f"'{address}'" in served.said[-1], "and in the line that says ready"
+    return host, int(port)
+
+
+def greet(address: tuple[str, int]) -> socket.socket:
+    stream = socket.create_connection(address, nbd_client.ANSWER_SECONDS_MAX)
+    nbd_client.greet(stream)
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tcp:127.0.0.1:1", "127.0.0.1:1"),
+        ("tcp:127.0.0.1", "127.0.0.1:10809"),
+        ("tcp:[::1]:2", "[::1]:2"),
+        ("tcp:[::]", "[::]:10809"),
+        ("tcp:0.0.0.0:65535", "0.0.0.0:65535"),
+        ("tcp:localhost:0", "127.0.0.1:0"),
+    ],
+)
+def test_a_tcp_address_is_host_and_port(text: str, expected: str) -> None:
+    (found,) = find_listening([text]).tcp
+    assert found == expected or (text == "tcp:localhost:0" and found == "[::1]:0")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("tcp:", "nbd_address_malformed"),
+        ("tcp::10809", "nbd_address_malformed"),
+        ("tcp:host:", "nbd_address_malformed"),
+        ("tcp:host:65536", "nbd_address_malformed"),
+        ("tcp:host:-1", "nbd_address_malformed"),
+        ("tcp:host:nbd", "nbd_address_malformed"),
+        ("tcp:::1:10809", "nbd_address_malformed"),
+        ("tcp:[::1", "nbd_address_malformed"),
+        ("tcp://host:10809", "nbd_address_malformed"),
+        ("tcp:host..name:1", "nbd_host_unknown"),
+        ("tcp:[localhost]:1", "nbd_host_unknown"),
+        ("nbd://host", "socket_scheme"),
+        ("unix:", "socket_scheme"),
+    ],
+)
+def test_what_is_no_address_is_refused(text: str, code: str) -> None:
+    with pytest.raises(ramet.RametError) as caught:
+        find_listening([text])
+    assert caught.value.code == code
+
+
+def test_addresses_are_told_apart_and_a_group_has_its_number() -> None:
+    group = grp.getgrgid(os.getgid())
+    found = find_listening(["a.sock", Path("b.sock"), 7], socket_group=group.gr_name)
+    assert found == NbdListening(
+        [Path("a.sock"), Path("b.sock")], [], [7], socket_group=group.gr_gid
+    )
+    assert find_listening(["a.sock"], socket_group="12").socket_group == 12
+    with pytest.raises(ramet.NotFoundError) as caught:
+        find_listening(["a.sock"], socket_group="no such group")
+    assert caught.value.code == "socket_group_unknown"
+
+
+@pytest.mark.slow
+def test_a_service_listens_at_all_its_addresses(served_pool: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.sock"
+    options = ("--nbd", "tcp:127.0.0.1:0", "--nbd", f"unix:{second}", "--socket-mode", "660")
+    with serving(served_pool, *options) as served:
+        with greet(tcp_address(served)) as stream, nbd_client.connect(second, "db") as local:
+            client = NbdClient(stream, *go(stream, "db"))
+            client.write(5, b"by TCP")
+            assert local.read(5, 6) == b"by TCP"
+            host, port = tcp_address(served)
+            uri = f"nbd://{host}:{port}/db"
+            assert programs.run("nbdinfo", "--size", uri).strip() == str(2**20)
+        assert second.stat().st_mode & 0o777 == 0o660
+        # Commands find the first unix socket; the standard one is not made beside it.
+        assert not (served_pool / "nbd.sock").exists()
+        told = json.loads(run("-p", served_pool, "volume", "show", "db", "--json"))
+        assert told["nbd_uri"].endswith(f"?socket={second}")
+    with serving(served_pool, "--nbd", "tcp:127.0.0.1:0") as served, served.connect("db") as client:
+        assert client.read(5, 6) == b"by TCP", "the standard socket is there beside TCP"
+
+
+@pytest.mark.slow
+def test_a_service_that_cannot_listen_says_why_and_ends(served_pool: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for options, code, text in (
+            (["--nbd", "tcp:0.0.0.0:0"], 2, "nbd_address_insecure"),
+            (["--nbd", "tcp:[::]:0"], 2, "nbd_address_insecure"),
+            (["--nbd", f"tcp:127.0.0.1:{port}"], 5, "nbd_address_in_use"),
+            (["--nbd", "tcp:192.0.2.1:0", "--plain-tcp"], 6, "nbd_address_failed"),
+            (["--nbd", "tcp:nowhere:x"], 2, "nbd_address_malformed"),
+            (["--socket-mode", "rw"], 2, "socket_mode"),
+            (["--socket-mode", "1777"], 2, "socket_mode"),
+            (["--socket-group", "no such group"], 3, "socket_group_unknown"),
+            (["--tls-cert", "x.pem"], 2, "tls_incomplete"),
+            (["--tls-key", "x.pem"], 2, "tls_incomplete"),
+            (["--tls-cert", "x.pem", "--tls-key", "x.pem"], 2, "nbd_tls_file"),
+        ):
+            done = run_ramet("-p", served_pool, "serve", *options)
+            assert done.returncode == code, done.stderr
+            assert done.stderr.startswith(f"error: {text}: "), done.stderr
+    assert [path.name for path in served_pool.glob("*.sock")] == []
+
+
+@pytest.mark.slow
+def test_certificates_and_the_allow_list_are_read_again_at_sighup(
+    served_pool: Path, tmp_path: Path
+) -> None:
+    first, second = Authority(tmp_path / "first"), Authority(tmp_path / "second", "second")
+    certificate, key = first.server(tmp_path / "server")
+    options = ("--nbd", "tcp:127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key)
+
+    def fetch(authority: Authority) -> int:
+        """Ask for the size, trusting this authority. Result: the exit code."""
+        host, port = tcp_address(served)
+        directory = tmp_path / "trusted"
+        directory.mkdir(exist_ok=True)
+        (directory / "ca-cert.pem").write_bytes(authority.certificate.read_bytes())
+        uri = f"nbds://{host}:{port}/db?tls-certificates={directory}"
+        return programs.finish("nbdinfo", "--size", uri).returncode
+
+    def reload(expected: str) -> None:
+        heard_count = len(served.said)
+        os.kill(served.process_id, signal.SIGHUP)
+        while len(served.said) == heard_count:
+            assert served.running
+        assert served.said[heard_count].startswith(expected)
+
+    with serving(served_pool, *options) as served:
+        programs.find("nbdinfo")
+        ready = served.said[-1]
+        assert (fetch(first), fetch(second)) == (0, 1)
+        second.server(tmp_path / "server")
+        reload("reloaded: ")
+        served.said.append(ready)
+        assert (fetch(first), fetch(second)) == (1, 0)
+        key.write_text("no key")
+        reload("not reloaded, what there was is used on: nbd_tls_file: ")
+        served.said.append(ready)
+        assert (fetch(first), fetch(second)) == (1, 0)
