@@ -258,8 +258,9 @@ impl Engine {
         !self.log.read_only() && self.log.poisoned().is_none() && self.log.check_open().is_ok()
     }
 
-    /// Give back all that is dead, where it pays, or `all` of it: answer what is dying, write a
-    /// checkpoint, give back. `tell` hears now and then how far that is, and says whether to go on.
+    /// Give back all that is dead, where it pays, or `all` of it and what is allocated ahead:
+    /// answer what is dying, write a checkpoint, give back. `tell` hears now and then how far that
+    /// is, and says whether to go on.
     ///
     /// # Errors
     /// `Full` where there is no room for a checkpoint; `Unavailable`.
@@ -290,6 +291,10 @@ impl Engine {
                     return Ok(so_far());
                 }
             }
+        }
+        if all && !self.reclaim.is_pinned() {
+            let bytes = self.log.give_room_back()? + self.log.cut_tails()?;
+            self.reclaim.given_back_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         Ok(Reclaimed { is_done: true, ..so_far() })
     }

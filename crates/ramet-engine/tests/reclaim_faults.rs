@@ -70,6 +70,28 @@ fn what_nobody_holds_comes_back() {
     assert!(taken_bytes(&run) < 200 << 10, "{} bytes of nothing", taken_bytes(&run));
 }
 
+/// A pool that is written to again and again after it gave all room back that was allocated ahead:
+/// what was flushed survives, and the room comes back each time.
+#[test]
+fn room_ahead_comes_back_and_is_there_again_for_who_writes_next() {
+    let mut run = Run::quiet(8);
+    run.steps(&[create("a", 4096), write("a", 0, 10, 1000)]);
+    for round in 1..20u64 {
+        let before = taken_bytes(&run);
+        run.steps(&[Step::Idle { times: 3 }, Step::Reclaim { all: true }]);
+        let (taken, living) =
+            (taken_bytes(&run), run.engine().stats().expect("figures").living_bytes);
+        assert!(taken <= before, "round {round}");
+        assert!(taken <= living + living / 50 + (200 << 10), "round {round}: {taken} for {living}");
+        // Less than what was ahead, much more, and nothing before the power goes.
+        let count = [1, 300, 40][usize::try_from(round % 3).expect("small")];
+        run.steps(&[write("a", 50 * round, count, 10_000 * round), Step::Flush]);
+        if round % 4 == 0 {
+            run.lose_power(Kept::Nothing).unwrap_or_else(|error| panic!("{round}: {error}"));
+        }
+    }
+}
+
 #[test]
 fn a_power_loss_at_any_operation_of_reclaim_loses_nothing() {
     let first = story().store.changes_count();
@@ -144,6 +166,8 @@ fn random_scripts_keep_what_is_held_and_give_back_the_rest() {
         let living = run.engine().stats().expect("figures").living_bytes;
         let held = run.history.now.living_count() * BLOCK_BYTES;
         assert_eq!(living, held, "{}: bytes that live", run.context);
+        let most = living + living / 50 + (1 << 20);
+        assert!(taken_bytes(&run) <= most, "{}: {}", run.context, taken_bytes(&run));
         totals.merge(&run.totals);
         run.kill();
     }

@@ -8,7 +8,7 @@
 use crate::error::{LogError, Result};
 use crate::format::segment::{LogEnd, SegmentHeader};
 use crate::log::Log;
-use crate::segment::{Segment, segment_path};
+use crate::segment::{Segment, SegmentEntry, segment_path};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, COUNTERS_MAX, EPOCH_MAX, SLOTS_MAX, SegmentId};
 use ramet_store::StoreError;
 use std::sync::Arc;
@@ -107,6 +107,49 @@ impl Log {
             Err(other) => return Err(other),
         }
         Ok(true)
+    }
+
+    /// Give back what is allocated ahead: whoever writes next allocates again. Result: how many
+    /// bytes came back.
+    ///
+    /// # Errors
+    /// `Store` where the medium fails: the room is not used then, and stays with the file.
+    pub fn give_room_back(&self) -> Result<u64> {
+        // Held to the end: nobody allocates what is cut off, and no footer is written there.
+        let _state = self.room.lock();
+        self.check_writable()?;
+        let _out = self.write_out.lock();
+        let cut = self.gate.lock().forget_room();
+        cut.into_iter().map(|(segment, slots)| self.cut_file(&segment, slots)).sum()
+    }
+
+    /// Give back what a crash left behind the last batch of segments: room that was allocated
+    /// ahead, and batches that do not count. Opening finds the same end without them. Result: how
+    /// many bytes came back.
+    ///
+    /// # Errors
+    /// `Store` where the medium fails.
+    pub fn cut_tails(&self) -> Result<u64> {
+        self.check_writable()?;
+        let segments = self.segments.read();
+        let all = segments.values().map(|segment| (segment.entry(), segment.clone()));
+        let left = |entry: &SegmentEntry| entry.used != 0 && !entry.sealed;
+        let torn: Vec<_> = all.filter(|(entry, _)| left(entry)).collect();
+        drop(segments);
+        torn.into_iter().map(|(entry, segment)| self.cut_file(&segment, entry.used)).sum()
+    }
+
+    /// Leave so many slots of a segment's file. Result: how many bytes came back.
+    fn cut_file(&self, segment: &Segment, slots: u32) -> Result<u64> {
+        // Not the one that reads share: that one need not be writable.
+        let file = self.store().open(&segment.path, true)?;
+        let length = u64::from(slots) * BLOCK_BYTES_U64;
+        if file.length_bytes()? <= length {
+            return Ok(0);
+        }
+        let before = file.allocated_bytes()?;
+        file.set_length(length)?;
+        Ok(before.saturating_sub(file.allocated_bytes()?))
     }
 
     /// Create a segment with everything about it durable, `allocated_min` of its slots allocated at

@@ -101,6 +101,19 @@ impl Tail {
         self.prepared.push_back(segment);
     }
 
+    /// Forget room that is allocated and not used, to be called while nobody else makes room: of
+    /// the open segment, and of prepared ones all but the header. Result: each segment, and the
+    /// slots that are left of it.
+    pub(crate) fn forget_room(&mut self) -> Vec<(Arc<Segment>, u32)> {
+        let open = self.open.iter().map(|open| (open.segment.clone(), open.next_slot));
+        let prepared = self.prepared.iter().map(|segment| (segment.clone(), 1));
+        let mut cut: Vec<_> = open.chain(prepared).collect();
+        cut.retain(|(segment, slots)| {
+            segment.allocated.fetch_min(*slots, Ordering::AcqRel) > *slots
+        });
+        cut
+    }
+
     /// The open segment, where more of it could be allocated.
     pub(crate) fn growable(&self) -> Option<Arc<Segment>> {
         let segment = &self.open.as_ref()?.segment;
