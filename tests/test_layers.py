@@ -39,6 +39,7 @@ LAYERS = (
     "tuning",
     "units",
     "config",
+    "frames",
     "errors",
 )
 CORE = "_core"

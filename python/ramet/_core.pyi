@@ -11,6 +11,7 @@ from typing import Any, Protocol, final, type_check_only
 from typing_extensions import Buffer
 
 __all__ = [
+    "Attached",
     "Device",
     "NbdServer",
     "Object",
@@ -101,6 +102,13 @@ class _NbdListening(Protocol):
     def plain_tcp(self) -> bool: ...
     @property
     def tls(self) -> _NbdTls | None: ...
+
+@final
+class Attached:
+    """Objects that count as attached until `detach`."""
+
+    def detach(self) -> None:
+        """Let them go. Idempotent."""
 
 @final
 class NbdServer:
@@ -248,6 +256,37 @@ class Pool:
     def flush(self) -> None: ...
     def open_device(self, name: str) -> Device:
         """By name or UUID, for use in this process; does not count as attached."""
+    def changed_runs(
+        self, before: str | None, after: str, first_block: int
+    ) -> tuple[builtins.list[tuple[int, int, bool]], int]:
+        """Give runs of blocks in which `after` differs, from `first_block` on, up to its end.
+
+        A run: the first block, how many, whether anything is mapped there. Result: runs, and the
+        block before which all was told; to be called again until that is the end.
+        """
+    def attach(self, names: builtins.list[str]) -> Attached:
+        """Have objects count as attached, by name or UUID, all or none."""
+    def begin_receiving(
+        self,
+        uuid: str,
+        batch: str,
+        source: str | None,
+        created_ns: int,
+        size_bytes: int,
+        base: str | None = None,
+    ) -> Object:
+        """Make a hidden volume for a snapshot to come; see docs/internals/stream.md."""
+    def note_receiving(self, uuid: str, attributes: bytes) -> None: ...
+    def admit(
+        self,
+        uuids: builtins.list[str],
+        names: builtins.list[str],
+        attributes: builtins.list[bytes],
+    ) -> builtins.list[Object]:
+        """Make snapshots of what was received, in one commit."""
+    def abandon(self, uuids: builtins.list[str]) -> None: ...
+    def receiving(self) -> builtins.list[Object]: ...
+    def receiving_device(self, uuid: str) -> Device: ...
     def serve_nbd(self, listening: _NbdListening) -> NbdServer:
         """Serve all objects by name, at all addresses or not at all."""
 

@@ -9,14 +9,16 @@ holds.
 import json
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
+from ramet.frames import Piece, decode_frames
 from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
 from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
@@ -200,6 +202,49 @@ class Client:
         """See `Verbs`."""
         return Verified(**self._ask("POST", "/v0/verifies", {"name": name}))
 
+    def send(
+        self, snapshots: list[str], bases: list[str], zstd: bool, resume: str | None
+    ) -> Generator[Piece, None, None]:
+        """See `ramet.replication.send`: over a connection of its own, ended with it."""
+        body = {"snapshots": snapshots, "bases": bases, "zstd": zstd, "resume": resume}
+        connection = _Connection(self.api_path)
+        try:
+            connection.request("POST", "/v0/sends", _encode(body))
+            response = connection.getresponse()
+            if response.status != HTTPStatus.OK:
+                raise from_json(json.loads(response.read()))
+            yield from decode_frames(lambda length: _read_up_to(response, length))
+        except (OSError, HTTPException, ValueError) as error:
+            raise self._failed(error) from error
+        finally:
+            connection.close()
+
+    def receive(self, pieces: Iterator[bytes], name: str | None) -> list[dict[str, Any]]:
+        """See `ramet.replication.receive`. `pieces`: the stream, none of them empty."""
+        path = "/v0/receives" if name is None else f"/v0/receives?name={_escape(name)}"
+        connection = _Connection(self.api_path)
+        try:
+            # Where it refuses, it answers before it has read all, and reads no more.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", path, pieces, encode_chunked=True)
+            response = connection.getresponse()
+            value = json.loads(response.read())
+        except (OSError, HTTPException, ValueError) as error:
+            raise self._failed(error) from error
+        finally:
+            connection.close()
+        if response.status != HTTPStatus.OK:
+            raise from_json(value)
+        return list(value)
+
+    def receiving(self) -> list[dict[str, Any]]:
+        """See `ramet.replication.incomplete`."""
+        return list(self._ask("GET", "/v0/receiving"))
+
+    def abandon(self, what: str) -> list[dict[str, Any]]:
+        """See `ramet.replication.abandon`."""
+        return list(self._ask("POST", "/v0/abandons", {"what": what}))
+
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""
         return [ObjectRecord.from_json(item) for item in self._ask("GET", "/v0/objects")]
@@ -240,9 +285,17 @@ class Client:
             value = json.loads(response.read())
         except (OSError, HTTPException, ValueError) as error:
             raise self._failed(error) from error
-        if response.status != 200:
+        if response.status != HTTPStatus.OK:
             raise from_json(value)
         return value
+
+
+def _read_up_to(response: HTTPResponse, length: int) -> bytes:
+    """Read so many bytes, less only at the end."""
+    try:
+        return response.read(length)
+    except IncompleteRead as error:
+        return error.partial
 
 
 def _told_paths(pool_path: Path) -> tuple[Path, Path] | None:

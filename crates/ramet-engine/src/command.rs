@@ -100,9 +100,13 @@ impl Prepared {
             Verb::Delete | Verb::Revert | Verb::Freeze | Verb::Resize => {
                 self.targets.iter().filter(shrinks).map(|target| target.object.clone()).collect()
             }
-            Verb::Create | Verb::Snapshot | Verb::Clone | Verb::Rename | Verb::Attributes => {
-                Vec::new()
-            }
+            // What is being received cannot be attached.
+            Verb::Create
+            | Verb::Snapshot
+            | Verb::Clone
+            | Verb::Rename
+            | Verb::Attributes
+            | Verb::Admit => Vec::new(),
         }
     }
 
@@ -143,7 +147,7 @@ impl Prepared {
             Verb::Clone => self.enact_clones(gate, position),
             Verb::Revert => self.enact_reverts(gate),
             Verb::Delete => self.enact_deletes(gate),
-            Verb::Freeze => self.enact_freezes(gate, position),
+            Verb::Freeze | Verb::Admit => self.enact_freezes(gate, position),
             Verb::Resize => self.enact_resizes(gate, space, nodes, position),
         }
     }
@@ -252,7 +256,7 @@ impl Prepared {
                     position,
                 }));
             }
-            Verb::Freeze => {
+            Verb::Freeze | Verb::Admit => {
                 for target in &self.targets {
                     space.frozen(target.object.place(), position);
                 }
@@ -287,6 +291,10 @@ impl Prepared {
                 Verb::Delete => drop(table.remove(object.id())),
                 Verb::Rename => table.rename(object.id(), &changed.name),
                 Verb::Attributes => object.set_attributes(&changed.attributes),
+                Verb::Admit => {
+                    object.set_attributes(&changed.attributes);
+                    table.admit(object.id(), &changed.name);
+                }
                 Verb::Create
                 | Verb::Snapshot
                 | Verb::Clone

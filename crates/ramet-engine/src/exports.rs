@@ -20,16 +20,8 @@ impl Exports for PoolExports {
     }
 
     fn open(&self, name: &str) -> Result<(Export, Arc<dyn BlockDevice>), EngineError> {
-        let _attaching = self.0.attaching.read();
-        let object = self.0.find_object(name)?;
-        if object.is_deleted() {
-            return Err(EngineError::new(
-                Kind::Busy,
-                "object_ending",
-                format!("'{name}' is being deleted; hint: choose another"),
-            ));
-        }
-        Ok((export_of(&object), Arc::new(VolumeDevice::new(self.0.clone(), object, true))))
+        let device = self.0.attach_object(name)?;
+        Ok((export_of(device.object()), Arc::new(device)))
     }
 
     fn bases(&self, object: u64) -> Vec<Export> {
@@ -71,6 +63,29 @@ impl Exports for PoolExports {
         let device = |object, attached| VolumeDevice::new(self.0.clone(), object, attached);
         let changes = ChangesSince { base: device(base, true), after: device(object, false) };
         Ok((export, Arc::new(changes)))
+    }
+}
+
+impl Engine {
+    /// Open an object so that it counts as attached until the device is dropped.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` while it is being deleted.
+    pub fn attach(self: &Arc<Self>, name: &str) -> Result<Arc<dyn BlockDevice>, EngineError> {
+        Ok(Arc::new(self.attach_object(name)?))
+    }
+
+    fn attach_object(self: &Arc<Self>, name: &str) -> Result<VolumeDevice, EngineError> {
+        let _attaching = self.attaching.read();
+        let object = self.find_object(name)?;
+        if object.is_deleted() {
+            return Err(EngineError::new(
+                Kind::Busy,
+                "object_ending",
+                format!("'{name}' is being deleted; hint: choose another"),
+            ));
+        }
+        Ok(VolumeDevice::new(self.clone(), object, true))
     }
 }
 

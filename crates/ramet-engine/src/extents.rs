@@ -6,8 +6,8 @@
 
 use crate::device::Changes;
 use crate::engine::Engine;
-use crate::map::{Missing, diff};
-use crate::volume::VolumeDevice;
+use crate::map::{Extent, Map, Missing, diff};
+use crate::volume::{VolumeDevice, object_deleted};
 use crate::{EngineError, ExtentSink};
 use ramet_log::BLOCK_BYTES_U64;
 use std::ops::ControlFlow;
@@ -139,6 +139,63 @@ pub(crate) fn tell_mapped(
     }
     teller.finish();
     Ok(())
+}
+
+/// Blocks: the first, how many, and whether anything is mapped there.
+pub type ChangedRun = (u64, u64, bool);
+
+impl Engine {
+    /// Tell what differs between two objects from block `first` on, up to the second's end; without
+    /// `before`, what is mapped. Result: runs in order, and the block before which all was told.
+    ///
+    /// A part of it: to be called again until that block is the end. The work of one call is
+    /// bounded, and follows what differs.
+    ///
+    /// # Errors
+    /// `NotFound`, also where one is deleted meanwhile; `Corrupt` where a map is damaged.
+    pub fn changed_runs(
+        &self,
+        before: Option<&str>,
+        after: &str,
+        first: u64,
+    ) -> Result<(Vec<ChangedRun>, u64)> {
+        let before = before.map(|name| self.find_object(name)).transpose()?;
+        let after = self.find_object(after)?;
+        let _pin = self.reclaim.pin();
+        let map_before = before.as_ref().map_or_else(Map::default, |it| it.head.map().clone());
+        let map_after = after.head.map().clone();
+        let mut runs: Vec<ChangedRun> = Vec::new();
+        let mut tell = |extent: Extent| {
+            let mapped = extent.locator.is_some();
+            match runs.last_mut() {
+                Some(last) if last.0 + last.1 == extent.first && last.2 == mapped => {
+                    last.1 += extent.count;
+                }
+                _ => runs.push((extent.first, extent.count, mapped)),
+            }
+        };
+        let end = after.size_bytes().div_ceil(BLOCK_BYTES_U64);
+        let (mut at, mut window, mut visited) = (first, WINDOW_BLOCKS, 0);
+        while at < end && visited < NODES_FEW {
+            let to = end.min(at.saturating_add(window));
+            match diff(&map_before, &map_after, at, to - at, &mut tell) {
+                Ok(nodes) => {
+                    at = to;
+                    visited += nodes;
+                    window = window.saturating_mul(WINDOW_GROWTH);
+                }
+                Err((told, missing)) => {
+                    at = told;
+                    self.nodes.load(&missing)?;
+                }
+            }
+        }
+        // After the look: maps of what was deleted are empty.
+        match before.iter().chain([&after]).find(|object| object.is_deleted()) {
+            Some(gone) => Err(object_deleted(gone)),
+            None => Ok((runs, at)),
+        }
+    }
 }
 
 /// What changed in `after` since the snapshot `base`.

@@ -92,6 +92,7 @@ fn word(verb: Verb) -> &'static str {
         Verb::Freeze => "freeze",
         Verb::Resize => "resize",
         Verb::Attributes => "tag",
+        Verb::Admit => "receive",
     }
 }
 

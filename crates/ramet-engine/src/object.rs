@@ -43,6 +43,9 @@ pub struct ObjectFields {
     pub name: String,
     /// `None` in records that do not make the object.
     pub kind: Option<ObjectKind>,
+    /// Whether a stream is being written into it; it has no name then, and only `receive.rs` finds
+    /// it.
+    pub receiving: bool,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Shared by all objects of one command.
@@ -144,6 +147,7 @@ impl Fixed {
 pub(crate) struct Object {
     pub(crate) fixed: Fixed,
     frozen: AtomicBool,
+    receiving: AtomicBool,
     name: RwLock<Arc<str>>,
     attributes: RwLock<Box<[u8]>>,
     size_bytes: AtomicU64,
@@ -207,6 +211,7 @@ impl Object {
     ) -> Self {
         Object {
             frozen: AtomicBool::new(kind == ObjectKind::Snapshot),
+            receiving: AtomicBool::new(fields.receiving),
             name: RwLock::new(fields.name.as_str().into()),
             attributes: RwLock::new(std::mem::take(&mut fields.attributes).into()),
             size_bytes: AtomicU64::new(fields.size_bytes),
@@ -226,6 +231,7 @@ impl Object {
         ObjectFields {
             name: self.name(),
             kind: Some(self.kind()),
+            receiving: self.is_receiving(),
             size_bytes: self.size_bytes(),
             attributes: self.attributes(),
             ..self.fixed.fields()
@@ -255,6 +261,10 @@ impl Object {
     /// Set inside the gate: a volume becomes a snapshot, and no write is taken afterwards.
     pub(crate) fn set_frozen(&self) {
         self.frozen.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_receiving(&self) -> bool {
+        self.receiving.load(Ordering::Acquire)
     }
 
     pub(crate) fn attributes(&self) -> Vec<u8> {
@@ -339,8 +349,10 @@ impl Table {
 
     pub(crate) fn insert(&mut self, object: Arc<Object>) {
         let id = object.id();
-        let taken = self.names.insert(object.shared_name(), id);
-        assert!(taken.is_none(), "a name is checked before its object is made");
+        if !object.is_receiving() {
+            let taken = self.names.insert(object.shared_name(), id);
+            assert!(taken.is_none(), "a name is checked before its object is made");
+        }
         self.uuids.insert(object.fixed.uuid, id);
         self.objects.insert(id, object);
     }
@@ -362,14 +374,31 @@ impl Table {
         self.names.insert(name, id);
     }
 
+    /// What was being received is there for all, under this name.
+    pub(crate) fn admit(&mut self, id: ObjectId, name: &str) {
+        let Some(object) = self.objects.get(&id) else {
+            return;
+        };
+        let name: Arc<str> = name.into();
+        *object.name.write() = name.clone();
+        object.receiving.store(false, Ordering::Release);
+        let taken = self.names.insert(name, id);
+        assert!(taken.is_none(), "a name is checked before it is given");
+    }
+
     pub(crate) fn get(&self, id: ObjectId) -> Option<&Arc<Object>> {
         self.objects.get(&id)
     }
 
-    /// By name, or by UUID.
+    /// By name, or by UUID; what is being received is not found.
     pub(crate) fn find(&self, name: &str) -> Option<&Arc<Object>> {
         let id = self.names.get(name).or_else(|| self.uuids.get(&Uuid::try_parse(name).ok()?))?;
-        self.objects.get(id)
+        self.objects.get(id).filter(|object| !object.is_receiving())
+    }
+
+    /// Whoever has this UUID.
+    pub(crate) fn with_uuid(&self, uuid: Uuid) -> Option<&Arc<Object>> {
+        self.objects.get(self.uuids.get(&uuid)?)
     }
 
     pub(crate) fn is_taken(&self, name: &str) -> bool {

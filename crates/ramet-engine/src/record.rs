@@ -37,6 +37,8 @@ pub enum Verb {
     Resize = 8,
     /// Other attributes.
     Attributes = 9,
+    /// Volumes that are being received become snapshots with a name.
+    Admit = 10,
 }
 
 /// Tags of fields. A number is never used for something else.
@@ -68,8 +70,10 @@ mod tag {
     pub const PLACE: u16 = 41;
 }
 
-/// The state of an object that a record makes; the others are made by later commands.
+/// The state of an object that everybody sees.
 const STATE_LIVE: u8 = 1;
+/// A volume that a stream is written into; see `receive.rs`.
+const STATE_RECEIVING: u8 = 2;
 
 /// One object of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,6 +138,7 @@ impl Record {
             7 => Verb::Freeze,
             8 => Verb::Resize,
             9 => Verb::Attributes,
+            10 => Verb::Admit,
             other => return Err(format!("a record of unknown kind {other}")),
         };
         let count = from.u32()?;
@@ -180,7 +185,7 @@ impl Item {
         if let Some(kind) = object.kind {
             put_uuid(out, tag::UUID, object.uuid);
             put(out, tag::KIND, &[kind as u8]);
-            put(out, tag::STATE, &[STATE_LIVE]);
+            put(out, tag::STATE, &[if object.receiving { STATE_RECEIVING } else { STATE_LIVE }]);
             put_uuid(out, tag::BATCH, object.batch);
             put_u64(out, tag::CREATED, object.created_ns);
             put_u64(out, tag::PARENT, object.parent.0);
@@ -242,6 +247,7 @@ impl Item {
             tag::KIND => object.kind = Some(ObjectKind::from_raw(value)?),
             tag::SIZE => object.size_bytes = number()?,
             tag::STATE if value == [STATE_LIVE] => {}
+            tag::STATE if value == [STATE_RECEIVING] => object.receiving = true,
             tag::STATE => return Err(format!("an object in unknown state {value:?}")),
             tag::BATCH => object.batch = uuid()?,
             tag::CREATED => object.created_ns = number()?,

@@ -200,16 +200,27 @@ impl Engine {
             );
             return Err(invalid("resize_would_shrink", text));
         }
+        self.resize_object(&mut commands, &volume, size_bytes)?;
+        Ok(self.info(&volume))
+    }
+
+    pub(crate) fn resize_object(
+        self: &Arc<Self>,
+        commands: &mut MutexGuard<'_, Commands>,
+        volume: &Arc<Object>,
+        size_bytes: u64,
+    ) -> Result<()> {
+        let before = volume.size_bytes();
         if size_bytes < before {
-            check_detached(std::slice::from_ref(&volume))?;
+            check_detached(std::slice::from_ref(volume))?;
             // The rest of the last block must read as zeros, should the volume grow again.
             let block_end = size_bytes.next_multiple_of(BLOCK_BYTES_U64).min(before);
             let device = VolumeDevice::in_command(self.clone(), volume.clone());
             device.write_zeroes(size_bytes, block_end - size_bytes, false)?;
         }
-        let items = vec![item_of(&volume, |object| object.size_bytes = size_bytes)];
-        self.run(&mut commands, Record { verb: Verb::Resize, items })?;
-        Ok(self.info(&volume))
+        let items = vec![item_of(volume, |object| object.size_bytes = size_bytes)];
+        self.run(commands, Record { verb: Verb::Resize, items })?;
+        Ok(())
     }
 
     /// Give objects other attributes, JSON of the layer above: `attributes[i]` of `names[i]`.
@@ -273,7 +284,7 @@ impl Engine {
         Ok(was)
     }
 
-    fn begin(&self, objects_count: usize) -> Result<MutexGuard<'_, Commands>> {
+    pub(crate) fn begin(&self, objects_count: usize) -> Result<MutexGuard<'_, Commands>> {
         if objects_count > OBJECTS_MAX {
             let text = format!(
                 "{objects_count} objects in one command are more than {OBJECTS_MAX}; \
@@ -285,7 +296,7 @@ impl Engine {
     }
 
     /// Write the record, and make true what it says. Result: the objects it made.
-    fn run(
+    pub(crate) fn run(
         &self,
         commands: &mut MutexGuard<'_, Commands>,
         record: Record,
@@ -344,7 +355,7 @@ impl Engine {
         }
     }
 
-    fn next_id(&self, commands: &mut Commands) -> Result<ObjectId> {
+    pub(crate) fn next_id(&self, commands: &mut Commands) -> Result<ObjectId> {
         Ok(commands.next_id(self.log.ensure_epoch()?))
     }
 
@@ -356,12 +367,7 @@ impl Engine {
         kind: ObjectKind,
         size_bytes: u64,
     ) -> Result<ObjectFields> {
-        if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(invalid(
-                "name_length",
-                format!("a name of {} bytes; hint: 1 to {NAME_BYTES_MAX}", name.len()),
-            ));
-        }
+        check_name_length(name)?;
         Ok(ObjectFields {
             id: self.next_id(commands)?,
             uuid: Uuid::now_v7(),
@@ -394,7 +400,7 @@ impl Engine {
         object.origin_log = self.log_uuid;
     }
 
-    fn check_free(&self, names: &[String]) -> Result<()> {
+    pub(crate) fn check_free(&self, names: &[String]) -> Result<()> {
         let table = self.table.read();
         let mut seen = HashSet::with_capacity(names.len());
         for name in names {
@@ -439,14 +445,24 @@ impl Engine {
     }
 }
 
+pub(crate) fn check_name_length(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX {
+        return Err(invalid(
+            "name_length",
+            format!("a name of {} bytes; hint: 1 to {NAME_BYTES_MAX}", name.len()),
+        ));
+    }
+    Ok(())
+}
+
 /// A record's item that changes an object.
-fn item_of(object: &Object, change: impl FnOnce(&mut ObjectFields)) -> Item {
+pub(crate) fn item_of(object: &Object, change: impl FnOnce(&mut ObjectFields)) -> Item {
     let mut changed = ObjectFields { id: object.id(), ..ObjectFields::default() };
     change(&mut changed);
     Item { object: changed, ..Item::default() }
 }
 
-fn check_counts<T>(volumes: &[String], others: &[T], what: &str) -> Result<()> {
+pub(crate) fn check_counts<T>(volumes: &[String], others: &[T], what: &str) -> Result<()> {
     if volumes.len() == others.len() {
         return Ok(());
     }
@@ -489,7 +505,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn check_attributes(attributes: &[u8]) -> Result<()> {
+pub(crate) fn check_attributes(attributes: &[u8]) -> Result<()> {
     if attributes.len() <= ATTRIBUTES_BYTES_MAX {
         return Ok(());
     }
@@ -504,7 +520,7 @@ fn invalid(code: &'static str, text: String) -> EngineError {
     EngineError::new(Kind::Invalid, code, text)
 }
 
-fn check_size(size_bytes: u64) -> Result<()> {
+pub(crate) fn check_size(size_bytes: u64) -> Result<()> {
     if size_bytes == 0 || size_bytes > SIZE_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         let text = format!(
             "a size of {size_bytes} bytes; \

@@ -28,6 +28,11 @@ thread_local! {
     static CHECKSUMS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
+pub(crate) fn object_deleted(object: &Object) -> EngineError {
+    let text = format!("'{}' was deleted; hint: open another object", object.name());
+    EngineError::new(Kind::NotFound, "object_deleted", text)
+}
+
 /// A volume or snapshot, open.
 pub(crate) struct VolumeDevice {
     engine: Arc<Engine>,
@@ -73,8 +78,7 @@ impl VolumeDevice {
 
     pub(crate) fn check_living(&self) -> Result<()> {
         if self.object.is_deleted() {
-            let text = format!("'{}' was deleted; hint: open another object", self.object.name());
-            return Err(EngineError::new(Kind::NotFound, "object_deleted", text));
+            return Err(object_deleted(&self.object));
         }
         Ok(())
     }

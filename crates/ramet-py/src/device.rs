@@ -1,6 +1,7 @@
 //! Block I/O on one object.
 
 use crate::call::{Owner, call, raise};
+use parking_lot::Mutex;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -15,6 +16,23 @@ const PIECE_BYTES: usize = 8 << 20;
 pub struct Device {
     device: Arc<dyn BlockDevice>,
     owner: Owner,
+}
+
+/// See python/ramet/_core.pyi.
+#[pyclass(frozen, module = "ramet._core")]
+pub struct Attached(Mutex<Vec<Arc<dyn BlockDevice>>>);
+
+impl Attached {
+    pub fn new(devices: Vec<Arc<dyn BlockDevice>>) -> Self {
+        Attached(Mutex::new(devices))
+    }
+}
+
+#[pymethods]
+impl Attached {
+    fn detach(&self) {
+        self.0.lock().clear();
+    }
 }
 
 impl Device {

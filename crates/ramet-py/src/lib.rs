@@ -25,6 +25,7 @@ fn version() -> &'static str {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<pool::Pool>()?;
     module.add_class::<device::Device>()?;
+    module.add_class::<device::Attached>()?;
     module.add_class::<object::Object>()?;
     module.add_class::<server::NbdServer>()?;
     module.add_class::<root::RootHasher>()?;

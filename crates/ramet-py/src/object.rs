@@ -1,8 +1,10 @@
 //! What commands return of volumes and snapshots.
 
+use crate::call::raise;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use ramet_engine::{ObjectInfo, ObjectKind};
+use ramet_engine::{EngineError, Kind, ObjectInfo, ObjectKind};
+use uuid::Uuid;
 
 /// See python/ramet/_core.pyi.
 #[pyclass(frozen, module = "ramet._core")]
@@ -72,6 +74,19 @@ impl Object {
     fn attached_count(&self) -> u32 {
         self.0.attached_count
     }
+}
+
+/// Read a UUID that came from Python.
+pub fn parse_uuid(py: Python<'_>, text: &str) -> PyResult<Uuid> {
+    Uuid::try_parse(text).map_err(|_| {
+        let text = format!("'{text}' is no UUID; hint: 32 hexadecimal digits in five groups");
+        raise(py, &EngineError::new(Kind::Invalid, "uuid_malformed", text))
+    })
+}
+
+/// Read UUIDs that came from Python.
+pub fn parse_uuids(py: Python<'_>, texts: &[String]) -> PyResult<Vec<Uuid>> {
+    texts.iter().map(|text| parse_uuid(py, text)).collect()
 }
 
 /// Convert a command's result.

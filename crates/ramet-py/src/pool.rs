@@ -1,18 +1,19 @@
 //! An open pool, and the thread that does its background work.
 
 use crate::call::{Owner, call};
-use crate::device::Device;
-use crate::object::{Object, objects};
+use crate::device::{Attached, Device};
+use crate::object::{Object, objects, parse_uuid, parse_uuids};
 use crate::scrub::Scrub;
 use crate::server::{NbdServer, Wanted};
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use ramet_engine::{Engine, EngineError, Settings};
+use ramet_engine::{ChangedRun, Engine, EngineError, Incoming, Settings};
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// Background steps while there is nothing to do.
 const STEP_EVERY: Duration = Duration::from_millis(100);
@@ -217,6 +218,7 @@ impl Pool {
         for (name, value) in [
             ("volumes_count", stats.volumes_count),
             ("snapshots_count", stats.snapshots_count),
+            ("receiving_count", stats.receiving_count),
             ("mapped_bytes", stats.mapped_bytes),
             ("living_bytes", stats.living_bytes),
             ("waiting_bytes", stats.waiting_bytes),
@@ -355,6 +357,73 @@ impl Pool {
     fn open_device(&self, py: Python<'_>, name: &str) -> PyResult<Device> {
         let engine = &*self.engine;
         let device = self.call(py, |_| engine.device(name))?;
+        Ok(Device::new(device, self.owner))
+    }
+
+    fn changed_runs(
+        &self,
+        py: Python<'_>,
+        before: Option<&str>,
+        after: &str,
+        first_block: u64,
+    ) -> PyResult<(Vec<ChangedRun>, u64)> {
+        self.call(py, |engine| engine.changed_runs(before, after, first_block))
+    }
+
+    fn attach(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Attached> {
+        let engine = &*self.engine;
+        let attach = |_: &Engine| names.iter().map(|name| engine.attach(name)).collect();
+        Ok(Attached::new(self.call(py, attach)?))
+    }
+
+    #[pyo3(signature = (uuid, batch, source, created_ns, size_bytes, base = None))]
+    #[allow(clippy::too_many_arguments)] // The fields of `Incoming`.
+    fn begin_receiving(
+        &self,
+        py: Python<'_>,
+        uuid: &str,
+        batch: &str,
+        source: Option<&str>,
+        created_ns: u64,
+        size_bytes: u64,
+        base: Option<&str>,
+    ) -> PyResult<Object> {
+        let source = source.map_or(Ok(Uuid::nil()), |it| parse_uuid(py, it))?;
+        let (uuid, batch) = (parse_uuid(py, uuid)?, parse_uuid(py, batch)?);
+        let incoming = Incoming { uuid, batch, source, created_ns, size_bytes };
+        let engine = &*self.engine;
+        self.call(py, |_| engine.begin_receiving(&incoming, base)).map(Object)
+    }
+
+    fn note_receiving(&self, py: Python<'_>, uuid: &str, attributes: Vec<u8>) -> PyResult<()> {
+        let uuid = parse_uuid(py, uuid)?;
+        self.call(py, |engine| engine.note_receiving(uuid, &attributes))
+    }
+
+    fn admit(
+        &self,
+        py: Python<'_>,
+        uuids: Vec<String>,
+        names: Vec<String>,
+        attributes: Vec<Vec<u8>>,
+    ) -> PyResult<Vec<Object>> {
+        let uuids = parse_uuids(py, &uuids)?;
+        self.call(py, |engine| engine.admit(&uuids, &names, &attributes)).map(objects)
+    }
+
+    fn abandon(&self, py: Python<'_>, uuids: Vec<String>) -> PyResult<()> {
+        let uuids = parse_uuids(py, &uuids)?;
+        self.call(py, |engine| engine.abandon(&uuids))
+    }
+
+    fn receiving(&self, py: Python<'_>) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| Ok(engine.receiving())).map(objects)
+    }
+
+    fn receiving_device(&self, py: Python<'_>, uuid: &str) -> PyResult<Device> {
+        let uuid = parse_uuid(py, uuid)?;
+        let engine = &*self.engine;
+        let device = self.call(py, |_| engine.receiving_device(uuid))?;
         Ok(Device::new(device, self.owner))
     }
 

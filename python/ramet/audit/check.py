@@ -267,8 +267,9 @@ class _Check:
 
     def _name_holders(self, objects: Objects) -> None:
         for it in objects.by_id.values():
-            name = "volumes_count" if it.kind == VOLUME else "snapshots_count"
-            self._report.count(name)
+            if it.name:
+                name = "volumes_count" if it.kind == VOLUME else "snapshots_count"
+                self._report.count(name)
         for object_id, hits in objects.hits.items():
             name = objects.by_id[object_id].name
             for hit in hits:

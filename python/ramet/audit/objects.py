@@ -16,7 +16,7 @@ ITEMS_MAX = 65_536
 NAME_BYTES_MAX = 255
 ATTRIBUTES_BYTES_MAX = 64 << 10
 VOLUME, SNAPSHOT = 1, 2
-STATE_LIVE = 1
+STATE_LIVE, STATE_RECEIVING = 1, 2
 EPOCH_SHIFT = 28  # Of an object's id: its epoch lies above the ordinal.
 LIVING, DYING, GONE = 1, 2, 3  # Of places.
 MAP_HEIGHT_MAX = 9  # 2^64 blocks.
@@ -63,6 +63,7 @@ class Verb(IntEnum):
     FREEZE = 7
     RESIZE = 8
     ATTRIBUTES = 9
+    ADMIT = 10
 
 
 _LENGTHS = {
@@ -86,6 +87,7 @@ class Object:
     id: int
     uuid: bytes
     name: str
+    """Empty: it is being received."""
     kind: int
     size_bytes: int
     place: int
@@ -184,9 +186,15 @@ def decode_object(fields: Fields) -> Object:
 
     Raises: MalformedError where it cannot be one.
     """
-    kind, name = number(fields, Tag.KIND), fields.get(Tag.NAME, b"")
-    if kind not in (VOLUME, SNAPSHOT) or number(fields, Tag.STATE) != STATE_LIVE:
-        raise MalformedError(f"an object of kind {kind}, state {number(fields, Tag.STATE)}")
+    kind, state = number(fields, Tag.KIND), number(fields, Tag.STATE)
+    if (kind, state) not in (
+        (VOLUME, STATE_LIVE),
+        (SNAPSHOT, STATE_LIVE),
+        (VOLUME, STATE_RECEIVING),
+    ):
+        raise MalformedError(f"an object of kind {kind}, state {state}")
+    if (state == STATE_RECEIVING) == (Tag.NAME in fields):
+        raise MalformedError(f"an object of state {state} with or without a name")
     if Tag.UUID not in fields or number(fields, Tag.SIZE) == 0:
         raise MalformedError("an object without UUID or size")
     if len(fields.get(Tag.ATTRIBUTES, b"")) > ATTRIBUTES_BYTES_MAX:
@@ -197,7 +205,7 @@ def decode_object(fields: Fields) -> Object:
     return Object(
         number(fields, Tag.ID),
         fields[Tag.UUID],
-        decode_name(name),
+        decode_name(fields[Tag.NAME]) if Tag.NAME in fields else "",
         kind,
         number(fields, Tag.SIZE),
         number(fields, Tag.PLACE),

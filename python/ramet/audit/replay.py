@@ -60,12 +60,19 @@ class Objects:
             raise MalformedError(f"the id {made.id:#x} is none, or another object's")
         if made.uuid in self._uuids:
             raise MalformedError(f"the UUID of '{made.name}' is another object's")
-        if made.name in self._ids_by_name:
-            raise MalformedError(f"the name '{made.name}' is another object's")
+        self._give_name(made, made.name)
         self.by_id[made.id] = made
         self.last_id = max(self.last_id, made.id, made.place)
-        self._ids_by_name[made.name] = made.id
         self._uuids.add(made.uuid)
+
+    def _give_name(self, named: Object, name: str) -> None:
+        if self._ids_by_name.get(name, named.id) != named.id:
+            raise MalformedError(f"the name '{name}' is another object's")
+        self._ids_by_name.pop(named.name, None)
+        named.name = name
+        # What is being received has none.
+        if name:
+            self._ids_by_name[name] = named.id
 
     def get(self, object_id: int, kind: int | None = None) -> Object:
         """Give an object.
@@ -123,23 +130,29 @@ class Objects:
     def _rename(self, items: list[Fields]) -> None:
         for fields in items:
             renamed = self.get(number(fields, Tag.ID))
-            name = decode_name(fields.get(Tag.NAME, b""))
-            if self._ids_by_name.get(name, renamed.id) != renamed.id:
-                raise MalformedError(f"the name '{name}' is another object's")
-            del self._ids_by_name[renamed.name]
-            renamed.name = name
-            self._ids_by_name[name] = renamed.id
+            if not renamed.name:
+                raise MalformedError(f"object {renamed.id:#x} is renamed while it is received")
+            self._give_name(renamed, decode_name(fields.get(Tag.NAME, b"")))
 
     def _delete(self, items: list[Fields]) -> None:
         for fields in items:
             gone = self.get(number(fields, Tag.ID))
-            del self.by_id[gone.id], self._ids_by_name[gone.name]
+            del self.by_id[gone.id]
+            self._ids_by_name.pop(gone.name, None)
             self._uuids.discard(gone.uuid)
             self.hits.pop(gone.id, None)
 
     def _freeze(self, items: list[Fields]) -> None:
         for fields in items:
             self.get(number(fields, Tag.ID), VOLUME).kind = SNAPSHOT
+
+    def _admit(self, items: list[Fields]) -> None:
+        for fields in items:
+            admitted = self.get(number(fields, Tag.ID), VOLUME)
+            if admitted.name:
+                raise MalformedError(f"'{admitted.name}' is admitted, and was not being received")
+            self._give_name(admitted, decode_name(fields.get(Tag.NAME, b"")))
+            admitted.kind = SNAPSHOT
 
     def _resize(self, items: list[Fields]) -> None:
         for fields in items:
@@ -189,6 +202,7 @@ class Objects:
             Verb.FREEZE: self._freeze,
             Verb.RESIZE: self._resize,
             Verb.ATTRIBUTES: self._attributes,
+            Verb.ADMIT: self._admit,
         }
         verbs[verb](items)
 

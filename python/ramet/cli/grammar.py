@@ -272,10 +272,11 @@ def _add_objects(nouns: Any, verb: AddVerb) -> None:
         nouns,
         "verify",
         ("verify", "verify"),
-        "read and hash every block of snapshots, and print their root hashes",
-        "-p /srv/pool verify db@1",
+        "read and hash every block of snapshots, in a pool or in files that `send` wrote",
+        "-p /srv/pool verify db@1\n  ramet verify db@1.stream db@2.stream",
     )
-    it.add_argument("names", nargs="+", metavar="SNAPSHOT")
+    it.add_argument("names", nargs="+", metavar="SNAPSHOT|FILE")
+    _add_streams(nouns, verb)
     it = verb(
         nouns,
         "diff",
@@ -285,6 +286,43 @@ def _add_objects(nouns: Any, verb: AddVerb) -> None:
     )
     it.add_argument("before", metavar="A")
     it.add_argument("after", metavar="B")
+
+
+def _add_streams(nouns: Any, verb: AddVerb) -> None:
+    it = verb(
+        nouns,
+        "send",
+        ("streams", "send"),
+        "write snapshots to stdout, or what differs from those that the other side has",
+        "-p /srv/pool send db@2 --from db@1 | ssh host ramet -p /srv/pool receive",
+    )
+    it.add_argument("snapshots", nargs="+", metavar="SNAPSHOT")
+    it.add_argument(
+        "--from", dest="bases", nargs="+", default=[], metavar="BASE", help="one for each"
+    )
+    it.add_argument("--zstd", action="store_true", help="compress data")
+    it.add_argument("--resume", metavar="TOKEN", help="what `receive --position` printed, if any")
+    it.add_argument("--rate", metavar="SIZE", help="at most so many bytes a second: 10MiB")
+    it = verb(
+        nouns,
+        "receive",
+        ("streams", "receive"),
+        "take in a stream from stdin: its snapshots appear when all of it is here, and proved",
+        "-p /srv/pool receive < db@1.stream",
+    )
+    it.add_argument("--name", metavar="PATTERN", help="names here; {name}: the sender's")
+    what = it.add_mutually_exclusive_group()
+    what.add_argument(
+        "--position",
+        nargs="?",
+        const="",
+        metavar="WHAT",
+        help="print where an incomplete transfer is to be resumed; of several, which",
+    )
+    what.add_argument("--list", action="store_true", help="list what arrived in part")
+    what.add_argument(
+        "--abandon", metavar="WHAT", help="give up a transfer, by its name or a snapshot's"
+    )
 
 
 def _add_tag(it: Any, text: str) -> None:

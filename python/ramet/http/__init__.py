@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 
 from ramet import __version__
 from ramet.errors import InvalidError, RametError
+from ramet.http.streams import Abandon, Send, abandon_part, list_parts, receive_body, send_frames
 from ramet.records import Scrubbed
 from ramet.service import Service
 from ramet.verbs import Verbs
@@ -36,6 +37,7 @@ STATUS = {
 Body = TypeVar("Body")
 Held = dict[int, Callable[[], bool]]
 HOLD_SECONDS = 1.0
+BYTES = "application/octet-stream"
 
 
 class Create(msgspec.Struct, forbid_unknown_fields=True):
@@ -259,11 +261,26 @@ def build(service: Service) -> FastAPI:
         return StreamingResponse(lines_of(told), media_type="application/x-ndjson")
 
     app.add_api_route("/v0/scrub", scrub, methods=["GET"], name="scrub")
+    _add_streams(app, service)
+    post("/v0/abandons", Abandon, lambda it: abandon_part(service.pool, it))
+    get("/v0/receiving", "receiving", lambda _: list_parts(service.pool))
     app.add_api_route("/v0/hold", hold, methods=["GET"], name="hold")
     get("/v0/held", "held", still_holds)
     app.add_api_route("/v0/health", health, methods=["GET"], name="health")
     get("/v0/service", "service", lambda _: service.describe())
     return app
+
+
+def _add_streams(app: FastAPI, service: Service) -> None:
+    async def sends(request: Request) -> Response:
+        body = parse(Send, await request.body())
+        return StreamingResponse(send_frames(service.pool, body), media_type=BYTES)
+
+    async def receives(request: Request) -> Response:
+        return answer(await receive_body(service.pool, request))
+
+    app.add_api_route("/v0/sends", sends, methods=["POST"], name="send")
+    app.add_api_route("/v0/receives", receives, methods=["POST"], name="receive")
 
 
 def _add_verbs(

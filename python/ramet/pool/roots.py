@@ -5,16 +5,15 @@ root that is kept is never replaced by another.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 from ramet import _core
 from ramet.errors import CorruptError, FullError, InvalidError
 from ramet.pool.base import PoolBase
+from ramet.pool.transfers import Transfers, hash_device
 from ramet.records import Verified
 from ramet.tags import attributes_with_root, tags_and_root_of
 from ramet.volume import SnapshotLike
-
-BLOCK_BYTES = 4096
-STEP_BLOCKS = 8192  # 32 MiB between two looks for an interrupt.
 
 # Is told bytes of the snapshot that were looked at, and its size.
 Progress = Callable[[int, int], None]
@@ -43,16 +42,23 @@ class PoolRoots(PoolBase):
             self._keep_root(self._core.find(found.uuid), root)
         return Verified(found.name, found.uuid, found.size_bytes, root)
 
+    @cached_property
+    def transfers(self) -> Transfers:
+        """What sending and receiving need beside the verbs; see `ramet.replication`."""
+        return Transfers(self._core, self._command)
+
+    def keep_root(self, snapshot: SnapshotLike, root: str) -> None:
+        """Keep a root that was computed while the snapshot's blocks were read for another purpose.
+
+        Raises: CorruptError (code root_differs) where another one is kept.
+        Example: pool.keep_root("db@1", pool.verify("db@1").root)
+        """
+        with self._command():
+            self._keep_root(self._find(snapshot), root)
+
     def _hash(self, item: _core.Object, progress: Progress | None = None) -> str:
         """Hash what is stored."""
-        device = self._core.open_device(item.uuid)
-        hasher = _core.RootHasher(item.size_bytes)
-        block, blocks_count = 0, -(-item.size_bytes // BLOCK_BYTES)
-        while block < blocks_count:
-            block = hasher.add_stored(device, block, STEP_BLOCKS)
-            if progress is not None:
-                progress(min(block * BLOCK_BYTES, item.size_bytes), item.size_bytes)
-        return hasher.finish()
+        return hash_device(self._core.open_device(item.uuid), progress)
 
     def _keep_root(self, item: _core.Object, root: str) -> None:
         _, kept = tags_and_root_of(item.attributes)
