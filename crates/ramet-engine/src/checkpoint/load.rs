@@ -17,6 +17,7 @@ use ramet_store::StoreError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
 
 /// What a medium writes whole.
 const SECTOR_BYTES: usize = 512;
@@ -103,6 +104,9 @@ pub(crate) fn files(
 }
 
 /// Put objects and lineage back as they were at the cut.
+///
+/// Many are put back by two threads: one makes the objects, the other one lineage, and hands each
+/// object its place.
 pub(crate) fn objects(
     nodes: &Arc<Nodes>,
     commit: &Commit,
@@ -112,35 +116,119 @@ pub(crate) fn objects(
     space: &Space,
 ) -> Result<()> {
     let roots = roots_of(commit);
+    let count = roots.objects.map_or(0, |root| root.mapped);
+    let (made, seated) = mpsc::channel();
+    let (lineage, heads) = if count < OBJECTS_MANY {
+        let lineage = lineage(nodes, roots.lineage.as_ref())?;
+        make(nodes, roots.objects.as_ref(), Loader::new(nodes, heads, table, count), &made)?;
+        drop(made);
+        seat(lineage, count, seated)?
+    } else {
+        std::thread::scope(|threads| {
+            let root = roots.lineage.as_ref();
+            let seats = threads.spawn(move || seat(lineage(nodes, root)?, count, seated));
+            let loader = Loader::new(nodes, heads, table, count);
+            let done = make(nodes, roots.objects.as_ref(), loader, &made);
+            drop(made);
+            let seats = seats.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            done.and(seats)
+        })?
+    };
+    space.restore(lineage, heads, dead.into_iter());
+    Ok(())
+}
+
+fn lineage(nodes: &Arc<Nodes>, root: Option<&NodeReference>) -> Result<Lineage> {
     let read = |reference: &NodeReference| nodes.files.read(reference).map_err(of_a_tree);
     let mut places = Vec::new();
-    if let Some(root) = &roots.lineage {
+    if let Some(root) = root {
         tree::scan(&read, root, &mut |_| {}, &mut |key, value| {
             let place = decode_place(nodes, key, value);
             places.push(place.ok_or_else(|| contradiction("lineage", key))?);
             Ok(())
         })?;
     }
-    let lineage = Lineage::restore(places).ok_or_else(|| contradiction("lineage", 0))?;
-    let mut loader = Loader::new(nodes, &lineage, heads, table, &roots);
-    if let Some(root) = &roots.objects {
+    Lineage::restore(places).ok_or_else(|| contradiction("lineage", 0))
+}
+
+/// Objects that are handed on at a time.
+const HANDED_COUNT: usize = 1024;
+
+/// Make all objects, and hand them on.
+fn make(
+    nodes: &Arc<Nodes>,
+    root: Option<&NodeReference>,
+    mut loader: Loader<'_>,
+    made: &mpsc::Sender<Vec<Arc<Object>>>,
+) -> Result<()> {
+    let read = |reference: &NodeReference| nodes.files.read(reference).map_err(of_a_tree);
+    // Where nobody takes them, whoever did has failed, and says so.
+    let hand_on = |objects| drop(made.send(objects));
+    let mut objects = Vec::with_capacity(HANDED_COUNT);
+    if let Some(root) = root {
         tree::scan(&read, root, &mut |_| {}, &mut |key, value| {
             let item = Item::decode(value).ok().filter(|item| item.object.id.0 == key);
             let item = item.ok_or_else(|| contradiction("objects", key))?;
-            loader.object(item).ok_or_else(|| contradiction("objects", key))
+            objects.push(loader.object(item).ok_or_else(|| contradiction("objects", key))?);
+            if objects.len() == HANDED_COUNT {
+                hand_on(std::mem::replace(&mut objects, Vec::with_capacity(HANDED_COUNT)));
+            }
+            Ok(())
         })?;
     }
-    let heads = loader.hang();
-    space.restore(lineage, heads, dead.into_iter());
+    hand_on(objects);
     Ok(())
 }
 
+/// Give every object its place, and every head its parent. Result: also heads by place.
+fn seat(
+    lineage: Lineage,
+    count: u64,
+    made: mpsc::Receiver<Vec<Arc<Object>>>,
+) -> Result<(Lineage, IdMap<PlaceId, HeadRef>)> {
+    let mut seats = Seats::new(&lineage, usize::try_from(count).unwrap_or(0));
+    for object in made.into_iter().flatten() {
+        seats.seat(&object).ok_or_else(|| contradiction("objects", object.id().0))?;
+    }
+    let by_place = seats.hang();
+    Ok((lineage, by_place))
+}
+
+/// Makes objects out of their entries.
 struct Loader<'a> {
     nodes: &'a Nodes,
-    lineage: &'a Lineage,
     heads: &'a Arc<Heads>,
     table: &'a mut Table,
     fresh: Vec<HeadRef>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(nodes: &'a Nodes, heads: &'a Arc<Heads>, table: &'a mut Table, count: u64) -> Self {
+        let count = usize::try_from(count).unwrap_or(0);
+        table.reserve(count);
+        Loader { nodes, heads, table, fresh: heads.take(count) }
+    }
+
+    fn object(&mut self, item: Item) -> Option<Arc<Object>> {
+        let Item { object: fields, root, place, .. } = item;
+        let kind = fields.kind?;
+        if self.table.is_taken(&fields.name) || self.table.get(fields.id).is_some() {
+            return None;
+        }
+        let head = self.fresh.pop()?;
+        if let Some((root, height)) = root {
+            *head.map_mut(InGate::replaying()) = self.nodes.map(&root, height);
+        }
+        let object = Arc::new(Object::new(fields, kind, head, self.heads.clone()));
+        object.set_place(place);
+        self.table.insert(object.clone());
+        Some(object)
+    }
+}
+
+/// Gives objects their places.
+struct Seats<'a> {
+    lineage: &'a Lineage,
     /// Heads by place, for the tree of lineage.
     by_place: IdMap<PlaceId, HeadRef>,
     /// Volumes whose parents are not told yet: the parent's number, id and position.
@@ -149,42 +237,18 @@ struct Loader<'a> {
     flags: Vec<Option<Arc<AtomicBool>>>,
 }
 
-impl<'a> Loader<'a> {
-    fn new(
-        nodes: &'a Nodes,
-        lineage: &'a Lineage,
-        heads: &'a Arc<Heads>,
-        table: &'a mut Table,
-        roots: &Roots,
-    ) -> Self {
-        let count = roots.objects.map_or(0, |root| usize::try_from(root.mapped).unwrap_or(0));
+impl<'a> Seats<'a> {
+    fn new(lineage: &'a Lineage, count: usize) -> Self {
         let mut by_place = IdMap::default();
         by_place.reserve(count);
-        table.reserve(count);
-        Loader {
-            nodes,
-            lineage,
-            heads,
-            table,
-            fresh: heads.take(count),
-            by_place,
-            waiting: Vec::new(),
-            flags: vec![None; lineage.numbers_end()],
-        }
+        let flags = vec![None; lineage.numbers_end()];
+        Seats { lineage, by_place, waiting: Vec::new(), flags }
     }
 
-    fn object(&mut self, item: Item) -> Option<()> {
-        let Item { object: fields, root, place: id, .. } = item;
-        let kind = fields.kind?;
+    fn seat(&mut self, object: &Object) -> Option<()> {
+        let (id, head) = (object.place(), object.head.clone());
         let LivingPlace { number, position, parent, has_children } = self.lineage.living(id)?;
-        if self.table.is_taken(&fields.name) || self.table.get(fields.id).is_some() {
-            return None;
-        }
-        let head = self.fresh.pop()?;
-        if let Some((root, height)) = root {
-            *head.map_mut(InGate::replaying()) = self.nodes.map(&root, height);
-        }
-        match (kind, parent) {
+        match (object.kind(), parent) {
             (ObjectKind::Snapshot, _) => {
                 let own = Parent { position: position?, ..Parent::default() };
                 head.replace_parent(InGate::replaying(), own);
@@ -194,12 +258,9 @@ impl<'a> Loader<'a> {
             }
             (ObjectKind::Volume, None) => {}
         }
-        let object = Arc::new(Object::new(fields, kind, head.clone(), self.heads.clone()));
-        object.set_place(id);
         if has_children {
             self.flags[number as usize] = Some(object.living.clone());
         }
-        self.table.insert(object);
         self.by_place.insert(id, head).is_none().then_some(())
     }
 

@@ -216,13 +216,19 @@ impl Tree {
     pub(super) fn hang(&mut self, seat: Seat, parent: Option<Seat>) {
         self.unhang(seat);
         if let Some(parent) = parent {
-            let head = self.links_mut(parent).first_child.replace(seat);
-            if let Some(head) = head {
-                self.links_mut(head).previous = Some(seat);
-            }
-            let place = self.place_mut(seat);
-            (place.parent, place.next) = (Some(parent), head);
+            self.link_below(seat, parent);
+            self.changed.insert(seat);
         }
+    }
+
+    /// Make what hangs nowhere the first child of `parent`.
+    fn link_below(&mut self, seat: Seat, parent: Seat) {
+        let head = self.links_mut(parent).first_child.replace(seat);
+        if let Some(head) = head {
+            self.links_mut(head).previous = Some(seat);
+        }
+        let place = self.links_mut(seat);
+        (place.parent, place.next) = (Some(parent), head);
     }
 
     fn unhang(&mut self, seat: Seat) {
@@ -291,11 +297,10 @@ impl Tree {
             if parent.index() >= self.places.len() || !self.is_taken(parent) {
                 return false;
             }
-            self.hang(seat, Some(parent));
+            self.link_below(seat, parent);
             let told = self.place(parent).id;
             self.links_mut(seat).told = told;
         }
-        self.changed.clear();
         // What hangs in a circle is not reached from above.
         let taken = all.iter().filter(|seat| self.is_taken(**seat)).count();
         let mut reached = 0;
