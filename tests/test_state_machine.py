@@ -30,6 +30,7 @@ import ramet
 from pool_checks import assert_clean
 from pool_hands import ChildHand, Hand, OwnHand
 from ramet.errors import ConflictError, InvalidError, ReadOnlyError
+from volatile_disk import lose_power, needs_fuse, volatile_disk
 
 BLOCK_BYTES = 4096
 SIZES = (512, BLOCK_BYTES, 3 * BLOCK_BYTES + 512, 65_536, 2**20, 2**21 + 512)
@@ -77,6 +78,8 @@ class PoolMachine(RuleBasedStateMachine):
     """A pool beside a dictionary of names and contents."""
 
     hand_class: ClassVar[Callable[..., Hand]] = OwnHand
+    parent: ClassVar[Path | None] = None
+    """Where pools are made; None: where temporary files are."""
     sizes: ClassVar[tuple[int, ...]] = SIZES
     objects_max: ClassVar[int] = 40
     happened: ClassVar[Counter[str]] = Counter()
@@ -89,7 +92,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp(prefix="ramet-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="ramet-", dir=self.parent))
         ramet.create(self.directory / "pool", segment_size=SEGMENT_SIZE)
         self.hand = self.open()
         self.model: Model = {}
@@ -479,6 +482,7 @@ class KilledPoolMachine(PoolMachine):
         assert isinstance(self.hand, ChildHand)
         self.kills_count += 1
         self.hand.kill()
+        self.after_kill()
         assert_clean(self.directory / "pool")
         self.hand = self.open()
         self.note_what_happened()
@@ -496,6 +500,17 @@ class KilledPoolMachine(PoolMachine):
             if lost.verb not in ("write", "write_zeroes", "trim"):
                 self.moments = []
             self.moments.append((lost, model))
+
+    def after_kill(self) -> None:
+        """What happens to the machine."""
+
+
+class UnpoweredPoolMachine(KilledPoolMachine):
+    """The same; with the process the machine goes, and all that was not synced."""
+
+    def after_kill(self) -> None:
+        assert self.parent is not None
+        lose_power(self.parent)
 
 
 def find_moment(left: Model, moments: list[tuple[Call | None, Model]]) -> int:
@@ -577,3 +592,17 @@ def test_a_kill_with_checkpoints_in_between_leaves_one_moment_of_the_model(
 ) -> None:
     """P1 and P3, with a checkpoint after every few batches."""
     run_with_small_tuning(KilledPoolMachine, monkeypatch, examples=20, steps=50)
+
+
+@needs_fuse
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.random
+@pytest.mark.timeout(900)
+def test_a_power_loss_leaves_one_moment_of_the_model_since_the_last_flush(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """P1, P2 and P3, with the file store itself: on a disk that loses all that was not synced."""
+    with volatile_disk(tmp_path / "disk") as disk:
+        monkeypatch.setattr(UnpoweredPoolMachine, "parent", disk)
+        run_with_small_tuning(UnpoweredPoolMachine, monkeypatch, examples=5, steps=40)

@@ -23,7 +23,7 @@ const STEPS: usize = 70;
 /// how many operations of each the power goes.
 const STEPS_LONG: usize = 400;
 const LONG_SCRIPTS: usize = 2;
-const LONG_MOMENTS_MAX: u64 = 12;
+const LONG_MOMENTS_MAX: u64 = 8;
 /// Operations of a script at which something happens: all, or about this many of them.
 const MOMENTS_MAX: u64 = 60;
 /// Reads of an opening that fail, about; and power losses of a script whose opening is cut off.
