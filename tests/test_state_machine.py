@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,12 +27,12 @@ from hypothesis.stateful import (
 )
 
 import ramet
+from moments import BLOCK_BYTES, Call, Expected, Model, find_moment
 from pool_checks import assert_clean
 from pool_hands import ChildHand, Hand, OwnHand
 from ramet.errors import ConflictError, InvalidError, ReadOnlyError
 from volatile_disk import lose_power, needs_fuse, volatile_disk
 
-BLOCK_BYTES = 4096
 SIZES = (512, BLOCK_BYTES, 3 * BLOCK_BYTES + 512, 65_536, 2**20, 2**21 + 512)
 SEGMENT_SIZE = "1MiB"
 NAMES = [f"v{number}" for number in range(8)]
@@ -44,30 +44,6 @@ draws = st.integers(0, 2**32)
 several = st.lists(draws, min_size=1, max_size=4)
 patterns = st.binary(min_size=1, max_size=5)
 tags = st.dictionaries(st.sampled_from("abc"), st.text("xyzäü", max_size=3), max_size=2)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the model knows of an object."""
-
-    kind: str
-    content: bytes
-    tags: dict[str, str] = field(default_factory=dict)
-
-
-Model = dict[str, Expected]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A verb as a hand is asked for it."""
-
-    verb: str
-    arguments: tuple[Any, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def ask(self, hand: Hand) -> Any:
-        return hand.ask(self.verb, *self.arguments, **self.options)
 
 
 def patched(content: bytes, offset_bytes: int, data: bytes) -> bytes:
@@ -511,33 +487,6 @@ class UnpoweredPoolMachine(KilledPoolMachine):
     def after_kill(self) -> None:
         assert self.parent is not None
         lose_power(self.parent)
-
-
-def find_moment(left: Model, moments: list[tuple[Call | None, Model]]) -> int:
-    """Say which moment a pool was left at, the newest that fits; there must be one."""
-    for index in reversed(range(len(moments))):
-        model = moments[index][1]
-        if left == model:
-            return index
-        if index + 1 < len(moments) and is_between(left, model, *moments[index + 1]):
-            return index
-    wrong = [name for name in left.keys() | moments[-1][1].keys() if left.get(name) != moments[-1]]
-    raise AssertionError(f"a kill left none of {len(moments)} moments: {sorted(wrong)}")
-
-
-def is_between(left: Model, before: Model, call: Call | None, after: Model) -> bool:
-    """Whether a write that was not flushed is there in part: each block whole or not at all."""
-    if call is None or call.verb not in ("write", "write_zeroes", "trim"):
-        return False
-    name = call.arguments[0]
-    if left.keys() != before.keys() or any(left[it] != before[it] for it in left if it != name):
-        return False
-    contents = [it[name].content for it in (left, before, after)]
-    for at in range(0, max(map(len, contents)), BLOCK_BYTES):
-        found, *allowed = (content[at : at + BLOCK_BYTES] for content in contents)
-        if found not in allowed:
-            return False
-    return True
 
 
 def run(machine: type[PoolMachine], examples: int, steps: int) -> None:
