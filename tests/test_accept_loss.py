@@ -14,6 +14,7 @@ from ramet.records import LossReport
 
 BLOCK_BYTES = 4096
 HEADER = b"RBAT"
+SNAPSHOT_RECORD = b"RREC\0\0\2\0"
 
 
 @pytest.fixture
@@ -98,13 +99,54 @@ def test_a_missing_segment_costs_its_blocks_only(damaged_pool: Path) -> None:
         ramet.open(damaged_pool)
     report = accepted(damaged_pool)
     assert report.missing_segments == [missing.stem]
-    assert (report.objects, report.commands, report.directory) == ([], [], "lost/2")
+    assert (report.commands, report.directory) == ([], "lost/2")
+    # Block 1 was read as zeros since the first loss: only block 100 was in it, and no newer one.
+    assert [(it.name, it.is_gone, it.ranges, it.unreadable) for it in report.objects] == [
+        ("db", False, [], [(100 * BLOCK_BYTES, BLOCK_BYTES)])
+    ]
+    assert "'db' gives an error for 4096 bytes: 409600+4096" in report.text
+    text = (damaged_pool / "lost" / "2" / "report.txt").read_text()
+    assert "409600+4096" in text
     with ramet.open(damaged_pool) as pool:
         volume = pool.volume("db")
         assert volume.read(0, BLOCK_BYTES) == b"b" * BLOCK_BYTES
         volume.write(BLOCK_BYTES, b"f" * BLOCK_BYTES)
     with ramet.open(damaged_pool) as pool:
         assert pool.volume("db").read(BLOCK_BYTES, BLOCK_BYTES) == b"f" * BLOCK_BYTES
+
+
+def test_what_is_kept_of_a_sealed_segment_is_not_given_back(pool_path: Path) -> None:
+    """The record of a snapshot was damaged in a segment that was sealed: the log ends in it.
+
+    What it holds up to there was not counted, so the next checkpoint took it for empty, and the
+    file was removed. Its footer tells of what is discarded: it counts no longer.
+    """
+    copy = pool_path.with_name("copy")
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        volume = pool.create_volume("db", "8MiB")
+        volume.write(0, b"a" * 100 * BLOCK_BYTES)
+        volume.snapshot("db@1")
+        volume.write(1 << 20, b"b" * 600 * BLOCK_BYTES)
+        volume.flush()
+        _copy(pool_path, copy)
+    path = min(copy.glob("segments/*.seg"))
+    content = bytearray(path.read_bytes())
+    assert content[-BLOCK_BYTES:][:8] == b"RAMETFTR"
+    content[content.index(SNAPSHOT_RECORD) - BLOCK_BYTES + 20] ^= 1
+    path.write_bytes(content)
+    report = accepted(copy)
+    assert [(it.name, it.unreadable) for it in report.objects] == [("db", [])]
+    assert_clean(copy)
+    for _ in range(2):
+        with ramet.open(copy) as pool:
+            volume = pool.volume("db")
+            assert volume.read(0, 101 * BLOCK_BYTES) == b"a" * 100 * BLOCK_BYTES + bytes(
+                BLOCK_BYTES
+            )
+            volume.write(2 << 20, b"c" * BLOCK_BYTES)
+            pool.checkpoint()
+            pool.reclaim(everything=True)
+        assert_clean(copy)
 
 
 def test_what_was_lost_is_kept_beside_the_pool_with_a_report(damaged_pool: Path) -> None:

@@ -81,7 +81,7 @@ class ObjectRecord(NamedTuple):
 
 
 class LostObject(NamedTuple):
-    """An object that changed behind the place where a damaged log ends now."""
+    """An object that changed behind the place where a damaged log ends now, or lost blocks."""
 
     name: str
     """Its name; where it is gone, the name it was made with, or empty where that is not known."""
@@ -90,6 +90,8 @@ class LostObject(NamedTuple):
     """Whether it was made there: it is not in the pool any more."""
     ranges: list[tuple[int, int]]
     """Where its writes and trims were lost: first byte and length, in order."""
+    unreadable: list[tuple[int, int]]
+    """What it still has and cannot be read any more: reads there raise CorruptError."""
 
 
 class LostCommand(NamedTuple):
@@ -121,13 +123,12 @@ class LossReport(NamedTuple):
 
     def to_json(self) -> dict[str, object]:
         """Give the report as a dictionary that `json.dumps` takes."""
+
+        def told(ranges: list[tuple[int, int]]) -> list[dict[str, int]]:
+            return [{"offset_bytes": first, "length_bytes": length} for first, length in ranges]
+
         objects = [
-            {
-                **item._asdict(),
-                "ranges": [
-                    {"offset_bytes": first, "length_bytes": length} for first, length in item.ranges
-                ],
-            }
+            {**item._asdict(), "ranges": told(item.ranges), "unreadable": told(item.unreadable)}
             for item in self.objects
         ]
         commands = [item._asdict() for item in self.commands]

@@ -215,8 +215,11 @@ impl Engine {
         };
         let mut apply = |said: Replay<'_>| opening.borrow_mut().replay(said);
         let log = if let Some(acceptance) = acceptance {
-            let mut describe =
-                |loss: &Loss| format!("{:#}", acceptance.report(loss, &opening.borrow().table));
+            let mut describe = |loss: &Loss| {
+                let Opening { table, nodes, .. } = &*opening.borrow();
+                acceptance.look(loss, table, nodes);
+                format!("{:#}", acceptance.report(loss, table))
+            };
             let store = store.clone();
             let accept = Accept { describe: &mut describe, limit: &acceptance.limit };
             Log::open_accepting_loss(store, pages_bytes, &mut start, &mut apply, accept)

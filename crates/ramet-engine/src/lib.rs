@@ -30,6 +30,7 @@ mod root;
 mod scrub;
 mod space;
 mod stats;
+mod unreadable;
 mod verbs;
 mod volume;
 

@@ -4,8 +4,10 @@
 //! how many could not be read is told too.
 
 use crate::engine::{Engine, Settings};
+use crate::nodes::Nodes;
 use crate::object::Table;
 use crate::record::{Record, Verb};
+use crate::unreadable::{self, Unreadable};
 use crate::{EngineError, Kind};
 use ramet_log::format::batch::Kind as Entry;
 use ramet_log::{BLOCK_BYTES_U64, Loss, ObjectId, Sequence};
@@ -19,7 +21,7 @@ use std::sync::Arc;
 /// Ranges of an object that the text names; its alternate form has all.
 const RANGES_SHOWN_MAX: usize = 8;
 
-/// An object that changed behind the end of the log.
+/// An object that changed behind the end of the log, or holds blocks that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostObject {
     /// Its id.
@@ -30,6 +32,8 @@ pub struct LostObject {
     pub is_gone: bool,
     /// Where writes, zeros and trims were lost: first byte and length, apart and in order.
     pub ranges: Vec<(u64, u64)>,
+    /// What it has and cannot be read any more, in the same way.
+    pub unreadable: Vec<(u64, u64)>,
 }
 
 /// A command behind the end: it did not happen.
@@ -58,7 +62,7 @@ pub struct LossReport {
     pub directory: String,
     /// The files in it.
     pub files: Vec<String>,
-    /// Objects that changed, by name.
+    /// Objects that changed, or need what cannot be read, by name.
     pub objects: Vec<LostObject>,
     /// Commands, in order.
     pub commands: Vec<LostCommand>,
@@ -71,11 +75,18 @@ pub(crate) struct Acceptance {
     pub(crate) limit: Cell<Option<Sequence>>,
     /// Why the one behind it cannot.
     cause: RefCell<Option<String>>,
+    /// What was found when it was last decided.
+    unreadable: RefCell<Unreadable>,
 }
 
 impl Acceptance {
+    /// Look which objects need what cannot be read: before the first report.
+    pub(crate) fn look(&self, loss: &Loss, table: &Table, nodes: &Nodes) {
+        self.unreadable.replace(unreadable::find(table, nodes, &loss.unreadable));
+    }
+
     pub(crate) fn report(&self, loss: &Loss, table: &Table) -> LossReport {
-        let report = LossReport::new(loss, table);
+        let report = LossReport::new(loss, table, &self.unreadable.borrow());
         let damage = self.cause.borrow().clone().unwrap_or(report.damage);
         LossReport { damage, ..report }
     }
@@ -114,8 +125,8 @@ fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 }
 
 impl LossReport {
-    /// Tell a loss by object; `table`: the objects at the end.
-    fn new(loss: &Loss, table: &Table) -> Self {
+    /// Tell a loss by object; `table`: the objects at the end; `unreadable`: blocks of them.
+    fn new(loss: &Loss, table: &Table, unreadable: &Unreadable) -> Self {
         let mut ranges: BTreeMap<ObjectId, Vec<(u64, u64)>> = BTreeMap::new();
         let mut made: HashMap<ObjectId, String> = HashMap::new();
         let mut commands = Vec::new();
@@ -133,7 +144,7 @@ impl LossReport {
                 commands.push(command(&record, table, &mut made));
             }
         }
-        for id in made.keys() {
+        for id in made.keys().chain(unreadable.keys()) {
             ranges.entry(*id).or_default();
         }
         let object = |(id, ranges): (ObjectId, Vec<(u64, u64)>)| LostObject {
@@ -141,6 +152,7 @@ impl LossReport {
             name: name_of(id, table, &made),
             is_gone: table.get(id).is_none(),
             ranges: joined(ranges),
+            unreadable: joined(unreadable.get(&id).cloned().unwrap_or_default()),
         };
         let mut objects: Vec<LostObject> = ranges.into_iter().map(object).collect();
         objects.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
@@ -216,19 +228,29 @@ impl fmt::Display for LostObject {
         if self.is_gone {
             write!(out, " is gone: it was made later")?;
         }
-        if self.ranges.is_empty() {
-            return Ok(());
+        if !self.ranges.is_empty() {
+            write!(out, " lost writes to")?;
+            write_ranges(out, &self.ranges)?;
         }
-        let bytes: u64 = self.ranges.iter().map(|range| range.1).sum();
-        write!(out, " lost writes to {bytes} bytes:")?;
-        let shown = if out.alternate() { usize::MAX } else { RANGES_SHOWN_MAX };
-        for (first, length) in self.ranges.iter().take(shown) {
-            write!(out, " {first}+{length}")?;
+        if !self.unreadable.is_empty() {
+            let and = if self.is_gone || !self.ranges.is_empty() { ", and" } else { "" };
+            write!(out, "{and} gives an error for")?;
+            write_ranges(out, &self.unreadable)?;
         }
-        match self.ranges.len().saturating_sub(shown) {
-            0 => Ok(()),
-            more => write!(out, " and {more} more ranges"),
-        }
+        Ok(())
+    }
+}
+
+fn write_ranges(out: &mut fmt::Formatter<'_>, ranges: &[(u64, u64)]) -> fmt::Result {
+    let bytes: u64 = ranges.iter().map(|range| range.1).sum();
+    write!(out, " {bytes} bytes:")?;
+    let shown = if out.alternate() { usize::MAX } else { RANGES_SHOWN_MAX };
+    for (first, length) in ranges.iter().take(shown) {
+        write!(out, " {first}+{length}")?;
+    }
+    match ranges.len().saturating_sub(shown) {
+        0 => Ok(()),
+        more => write!(out, " and {more} more ranges"),
     }
 }
 

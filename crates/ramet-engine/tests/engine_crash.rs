@@ -378,7 +378,7 @@ fn a_flipped_bit_in_a_file_of_nodes_is_an_error_and_never_wrong_data() {
                 match Engine::open_in(store, false, run.settings.clone()) {
                     Ok(engine) => {
                         let wanted = &run.history.now;
-                        damaged += look_at_what_is_readable(&engine, wanted, &context);
+                        damaged += look_at_what_is_readable(&engine, wanted, &context).len();
                         use_damaged(&engine, &context);
                         look_at_what_is_readable(&engine, wanted, &context);
                     }

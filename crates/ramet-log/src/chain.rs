@@ -9,6 +9,7 @@ use crate::format::batch::BatchHeader;
 use crate::format::footer::{
     CHECKSUMS_PER_PAGE, Column, JournalBatch, OWNERS_PER_PAGE, Trailer, decode_journal, decode_page,
 };
+use crate::format::node::NodeFileKind;
 use crate::format::segment::{LogEnd, SegmentHeader};
 use crate::format::superblock::Commit;
 use crate::recovery::Known;
@@ -297,6 +298,22 @@ impl Chain {
         }
         Ok(loaded)
     }
+}
+
+/// The highest epoch that the name of a node or table file shows, which may be of another pool: an
+/// epoch is in a slot before a file is made in it, and the other slot may be one ahead.
+pub(crate) fn epoch_of_nodes(store: &dyn Store, newest: &Commit) -> Result<u64> {
+    let mut epoch = 0;
+    for kind in [NodeFileKind::Nodes, NodeFileKind::Tables] {
+        let names = match store.list(kind.directory()) {
+            Err(StoreError::NotFound { .. }) => continue,
+            names => names?,
+        };
+        let ids = names.iter().filter_map(|name| kind.id_of_name(name));
+        let epochs = ids.map(SegmentId::epoch).filter(|epoch| *epoch <= newest.epoch + 1);
+        epoch = epochs.max().unwrap_or(0).max(epoch);
+    }
+    Ok(epoch)
 }
 
 fn check_header(

@@ -5,7 +5,7 @@
 //! set aside before the end is named; until the end is named the pool is refused as before, or ends
 //! at the same place. See docs/internals/format.md, "Accepting a loss".
 
-use crate::chain::Chain;
+use crate::chain::{Chain, checksums_of_batches};
 use crate::error::{LogError, Result};
 use crate::format::batch::{Entry, Kind};
 use crate::format::footer::JournalBatch;
@@ -14,9 +14,11 @@ use crate::log::Log;
 use crate::recovery::{Known, Opening};
 use crate::replay::Source;
 use crate::segment::{Segment, SegmentEntry, segment_path};
-use crate::types::{BLOCK_BYTES_U64, SegmentId, Sequence};
+use crate::tail::blocks_of;
+use crate::types::{BLOCK_BYTES_U64, SLOTS_MAX, SegmentId, Sequence};
 use ramet_store::{Store, StoreError};
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where lost parts of logs are kept, in a directory for each time.
@@ -68,6 +70,8 @@ pub struct Loss {
     pub batches: Vec<LostBatch>,
     /// Segments up to the end whose file is missing: blocks in them cannot be read.
     pub missing: Vec<SegmentId>,
+    /// All slots up to the end in which no block can be read.
+    pub unreadable: Vec<(SegmentId, Range<u32>)>,
     /// Where the rest is kept; empty: there is none.
     pub directory: String,
     /// The files in it.
@@ -98,11 +102,13 @@ impl Opening<'_> {
             end: self.end,
             durable: self.durable,
             missing: chain.missing().to_vec(),
+            unreadable: chain.missing().iter().map(|id| (*id, 0..SLOTS_MAX)).collect(),
             ..Loss::default()
         };
         if read.is_err() {
             self.end_here(chain, known)?;
             loss.batches = self.lost_batches(chain)?;
+            loss.unreadable.extend(self.unknown_slots(chain)?);
         }
         let last = loss.batches.last().map_or(self.end.sequence, |batch| batch.sequence);
         loss.durable = loss.durable.max(last);
@@ -125,25 +131,50 @@ impl Opening<'_> {
             self.segments.entry(entry.id).or_insert_with(|| Arc::new(Segment::known(entry)));
         }
         if let Some(segment) = self.segments.get(&last).cloned() {
-            let SegmentEntry { sealed, used, .. } = segment.entry();
-            if !sealed && used == 0 {
-                segment.set_ended(self.slots_kept(chain, &segment)?, false);
-            }
+            self.end_inside(chain, &segment)?;
         }
         self.previous = self.segments.keys().max().copied();
         Ok(())
     }
 
-    /// Slots that count of the segment in which the log ends, where nothing else says it.
-    fn slots_kept(&self, chain: &Chain, segment: &Segment) -> Result<u32> {
+    /// Say how much counts of the segment in which the log ends, where nothing else does, or its
+    /// footer tells of more.
+    fn end_inside(&mut self, chain: &Chain, segment: &Segment) -> Result<()> {
         let loaded = chain.load(self.store, segment.id)?;
-        let all = loaded.batches.iter().chain(&loaded.beyond);
-        let mut last = all.filter(|batch| batch.sequence <= self.end.sequence);
-        if let Some(batch) = last.rfind(|batch| batch.sequence == self.end.sequence) {
-            return Ok(batch.header_slot + batch.slots_count);
+        let end = self.end.sequence;
+        let all = || loaded.batches.iter().chain(&loaded.beyond);
+        let SegmentEntry { sealed, used, .. } = segment.entry();
+        let tells_more = all().any(|batch| batch.sequence > end);
+        if if sealed { !tells_more } else { used != 0 } {
+            return Ok(());
         }
+        let (slots_count, nonce) = (segment.slots_count, segment.nonce);
+        let ended = Segment::known(&SegmentEntry::begun(segment.id, slots_count, nonce));
+        let last = loaded.batches.iter().find(|batch| batch.sequence == end);
+        ended.set_blocks(match last {
+            Some(_) => blocks_of(loaded.batches.iter().filter(|batch| batch.sequence <= end)),
+            None => SegmentEntry::NOT_COUNTED,
+        });
         // The batch at the end cannot be read: all that may be its.
-        Ok(segment.slots_count)
+        let last = all().find(|batch| batch.sequence == end);
+        let used = last.map_or(slots_count, |batch| batch.header_slot + batch.slots_count);
+        ended.set_ended(used, false);
+        self.segments.insert(segment.id, Arc::new(ended));
+        Ok(())
+    }
+
+    /// Slots of the last segment whose batches' headers do not verify: blocks in them have no
+    /// checksum.
+    fn unknown_slots(&self, chain: &Chain) -> Result<Vec<(SegmentId, Range<u32>)>> {
+        let last = self.last_kept();
+        let Some(segment) = self.segments.get(&last) else { return Ok(Vec::new()) };
+        let entry = segment.entry();
+        if entry.sealed || chain.missing().contains(&last) {
+            return Ok(Vec::new());
+        }
+        let file = self.store.open(&segment.path, false)?;
+        let (_, unknown) = checksums_of_batches(&*file, last, entry.nonce, entry.used)?;
+        Ok(unknown.into_iter().map(|slots| (last, slots)).collect())
     }
 
     /// Batches behind the end, as far as they can be read.

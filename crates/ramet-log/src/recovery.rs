@@ -5,11 +5,10 @@
 //! an end is only ever accepted after the last durable sequence. See docs/internals/format.md,
 //! "Opening".
 
-use crate::chain::{Chain, Loaded, Stretch};
+use crate::chain::{Chain, Loaded, Stretch, epoch_of_nodes};
 use crate::error::{LogError, Result};
 use crate::format::descriptor::{Descriptor, Refused};
 use crate::format::footer::JournalBatch;
-use crate::format::node::NodeFileKind;
 use crate::format::segment::LogEnd;
 use crate::format::superblock::Commit;
 use crate::log::{Log, Recovered};
@@ -201,22 +200,6 @@ impl Log {
         }
         Ok(())
     }
-}
-
-/// The highest epoch that the name of a node or table file shows, which may be of another pool: an
-/// epoch is in a slot before a file is made in it, and the other slot may be one ahead.
-fn epoch_of_nodes(store: &dyn Store, newest: &Commit) -> Result<u64> {
-    let mut epoch = 0;
-    for kind in [NodeFileKind::Nodes, NodeFileKind::Tables] {
-        let names = match store.list(kind.directory()) {
-            Err(StoreError::NotFound { .. }) => continue,
-            names => names?,
-        };
-        let ids = names.iter().filter_map(|name| kind.id_of_name(name));
-        let epochs = ids.map(SegmentId::epoch).filter(|epoch| *epoch <= newest.epoch + 1);
-        epoch = epochs.max().unwrap_or(0).max(epoch);
-    }
-    Ok(epoch)
 }
 
 /// What never changes about the pool in `store`; takes no lock.
@@ -522,7 +505,8 @@ impl<'a> Opening<'a> {
             self.segments.insert(*id, segment.clone());
             self.previous = Some(*id);
             let source = self.source(chain, *id);
-            let stopped = self.replay_segment(&source, &loaded, end, apply)?;
+            let replayed = self.replay_segment(&source, &loaded, end, apply);
+            // Whatever came of it: a segment that says that it holds no block is given back.
             let counts = |batch: &&JournalBatch| batch.sequence <= self.end.sequence;
             segment.set_blocks(blocks_of(loaded.batches.iter().filter(counts)));
             if used.is_none() {
@@ -531,7 +515,7 @@ impl<'a> Opening<'a> {
                 let used = last.map_or(1, |batch| batch.header_slot + batch.slots_count);
                 segment.set_ended(used, false);
             }
-            if let Some(stop) = stopped {
+            if let Some(stop) = replayed? {
                 return Ok(Some(stop));
             }
         }

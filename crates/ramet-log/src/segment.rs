@@ -72,6 +72,9 @@ pub struct SegmentEntry {
 }
 
 impl SegmentEntry {
+    /// Blocks where nobody could count them: nothing of it can be told to be empty.
+    pub const NOT_COUNTED: u32 = u32::MAX;
+
     /// What is known of a segment that is appended to.
     #[must_use]
     pub fn begun(id: SegmentId, slots_count: u32, nonce: u64) -> Self {

@@ -26,7 +26,8 @@ fn to_dict(py: Python<'_>, report: LossReport) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("files", report.files)?;
     let objects = PyList::empty(py);
     for object in report.objects {
-        objects.append((object.name, object.id, object.is_gone, object.ranges))?;
+        let (name, id, is_gone) = (object.name, object.id, object.is_gone);
+        objects.append((name, id, is_gone, object.ranges, object.unreadable))?;
     }
     dict.set_item("objects", objects)?;
     let commands = PyList::empty(py);

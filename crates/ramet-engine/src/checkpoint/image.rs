@@ -23,8 +23,6 @@ const FLAG_SEALED: u8 = 1;
 const FLAG_THINNED: u8 = 16;
 /// The entry says how many slots hold blocks.
 const FLAG_COUNTED: u8 = 32;
-/// Blocks of a segment where nobody counted: nothing of it can be told to be empty.
-const NOT_COUNTED: u32 = u32::MAX;
 
 /// The roots, as the commit record lists them.
 pub(super) fn roots(roots: &Roots) -> Vec<Root> {
@@ -146,7 +144,7 @@ pub(super) fn files(
         let (dead_count, bits) = &space.dead[&entry.id];
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let flags = flag(entry.sealed, FLAG_SEALED) | flag(entry.thinned, FLAG_THINNED);
-        let is_counted = entry.blocks != NOT_COUNTED;
+        let is_counted = entry.blocks != SegmentEntry::NOT_COUNTED;
         let told = FileNumbers {
             used: entry.used,
             most: entry.slots_count,
@@ -224,7 +222,7 @@ pub(super) fn decode_file(key: u64, value: &[u8]) -> Option<FileEntry> {
             };
             let bits = bitmap.chunks(8).map(word).collect();
             let sealed = flags & FLAG_SEALED != 0;
-            let blocks = if flags & FLAG_COUNTED == 0 { NOT_COUNTED } else { blocks };
+            let blocks = if flags & FLAG_COUNTED == 0 { SegmentEntry::NOT_COUNTED } else { blocks };
             let thinned = flags & FLAG_THINNED != 0;
             let entry =
                 SegmentEntry { id, sealed, used, slots_count, nonce, blocks, thinned, given_back };

@@ -111,6 +111,17 @@ fn next_fresh(
     Ok(None)
 }
 
+/// The children of an inner node at block `base`, and the first block of each.
+///
+/// # Errors
+/// `Missing`.
+pub(crate) fn children_of(node: &Arc<Node>, base: u64) -> Result<Vec<(u64, Arc<Node>)>, Missing> {
+    let body = node.look()?;
+    let Body::Inner(inner) = &*body else { unreachable!("only a leaf has height 0") };
+    let children = inner.indexes(u64::MAX).zip(inner.children());
+    Ok(children.map(|(index, child)| (node.child_base(base, index), child.clone())).collect())
+}
+
 /// The runs of a leaf at block `base`: first block, count, locator.
 ///
 /// # Errors

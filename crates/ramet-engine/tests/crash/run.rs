@@ -10,7 +10,7 @@ use super::process::{Life, Process};
 use super::script::{EMPTY, Script, Step, create, write};
 use ramet_engine::{Engine, EngineError, Kind, ObjectKind, Settings, Stats};
 use ramet_store::{FaultStore, Kept};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -428,13 +428,17 @@ pub fn is_unavailable(error: &EngineError) -> bool {
     matches!(error.kind, Kind::Unavailable | Kind::Full)
 }
 
-/// Read everything block by block: it is right, or it is called damaged. Result: how many reads
-/// were.
-pub fn look_at_what_is_readable(engine: &Arc<Engine>, wanted: &Pool, context: &str) -> u64 {
+/// Read everything block by block: it is right, or it is called damaged. Result: which blocks of
+/// which objects are.
+pub fn look_at_what_is_readable(
+    engine: &Arc<Engine>,
+    wanted: &Pool,
+    context: &str,
+) -> BTreeSet<(String, u64)> {
     let names: Vec<String> = engine.list().into_iter().map(|info| info.name).collect();
     let there: Vec<String> = wanted.things.keys().cloned().collect();
     assert_eq!(names, there, "{context}");
-    let mut damaged = 0;
+    let mut damaged = BTreeSet::new();
     for (name, thing) in &wanted.things {
         let device = engine.device(name).expect("it is there");
         assert_eq!(device.size_bytes(), thing.size_bytes, "{context}: size of {name}");
@@ -448,7 +452,9 @@ pub fn look_at_what_is_readable(engine: &Arc<Engine>, wanted: &Pool, context: &s
                     let found = sectors_of(&block);
                     assert_eq!(found, thing.sectors(index), "{context}: {name}, block {index}");
                 }
-                Err(error) if error.kind == Kind::Corrupt => damaged += 1,
+                Err(error) if error.kind == Kind::Corrupt => {
+                    damaged.insert((name.clone(), index));
+                }
                 Err(error) => panic!("{context}: {name}, block {index}: {error}"),
             }
         }
