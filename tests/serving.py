@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
@@ -28,13 +28,22 @@ COMMAND_SECONDS_MAX = 50
 class Serving:
     """A `ramet serve` that said it is ready."""
 
-    def __init__(self, pool_path: Path, *options: object) -> None:
+    def __init__(
+        self,
+        pool_path: Path,
+        *options: object,
+        command: Sequence[str] = RAMET,
+        descriptors: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.pool_path = pool_path
         self.nbd_path = pool_path / "nbd.sock"
         self.said: list[str] = []
         self._process = subprocess.Popen(
-            [*RAMET, "-p", str(pool_path), "serve", *map(str, options)],
+            [*command, "-p", str(pool_path), "serve", *map(str, options)],
             stderr=subprocess.PIPE,
+            pass_fds=descriptors,
+            env=os.environ | (environment or {}),
             text=True,
             errors="surrogateescape",
         )
@@ -109,9 +118,20 @@ class Serving:
 
 
 @contextmanager
-def serving(pool_path: Path, *options: object) -> Iterator[Serving]:
-    """Serve a pool; afterwards stop it, unless the block stopped or killed it."""
-    served = Serving(pool_path, *options)
+def serving(
+    pool_path: Path,
+    *options: object,
+    command: Sequence[str] = RAMET,
+    descriptors: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Serving]:
+    """Serve a pool; afterwards stop it, unless the block stopped or killed it.
+
+    `command`: what runs `ramet`; it keeps `descriptors` open, and adds to the `environment`.
+    """
+    served = Serving(
+        pool_path, *options, command=command, descriptors=descriptors, environment=environment
+    )
     try:
         yield served
         if served.running:
