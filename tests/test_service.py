@@ -314,7 +314,9 @@ def test_it_says_one_line_for_an_event_and_none_for_a_request(pool: Path) -> Non
                     verbs.find_object("absent")
         assert ask(pool, "GET", "/v0/nothing")[0] == 404
         it.stop()
-        assert [line.split(":")[0] for line in it.said] == ["ready", "ended"]
+        # How full the file system of the tests is, is no event of this pool.
+        events = [line.split(":")[0] for line in it.said if not line.startswith("space ")]
+        assert events == ["ready", "ended"]
 
 
 def ask(pool: Path, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
