@@ -252,8 +252,8 @@ fn replace_runs(runs: &mut Vec<Run>, from: usize, to: usize, locator: Option<Loc
     }
     let length = runs.len() - (high - low) + count;
     if length > runs.capacity() {
-        // Grow by a quarter, not to twice the size: many leaves hold three runs for ever.
-        runs.reserve_exact(length - runs.len() + length / 4);
+        // Grow by an eighth, not to twice the size: many leaves hold three or four runs for ever.
+        runs.reserve_exact(length - runs.len() + length / 8);
     }
     runs.splice(low..high, parts[..count].iter().copied());
 }
