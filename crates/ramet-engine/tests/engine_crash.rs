@@ -24,6 +24,9 @@ const STEPS: usize = 70;
 const STEPS_LONG: usize = 400;
 const LONG_SCRIPTS: usize = 2;
 const LONG_MOMENTS_MAX: u64 = 8;
+/// Scripts of which every operation is a moment, and their steps.
+const SHORT_SCRIPTS: usize = 2;
+const STEPS_SHORT: usize = 14;
 /// Operations of a script at which something happens: all, or about this many of them.
 const MOMENTS_MAX: u64 = 60;
 /// Reads of an opening that fail, about; and power losses of a script whose opening is cut off.
@@ -140,6 +143,27 @@ fn a_power_loss_at_any_operation_keeps_what_was_flushed() {
     }
 }
 
+/// Short scripts, and not one operation left out: those of the opening afterwards neither.
+#[test]
+fn a_power_loss_at_every_operation_of_a_short_script_keeps_what_was_flushed() {
+    for seed in seeds().take(SHORT_SCRIPTS) {
+        let first = Run::new(seed).store.changes_count();
+        let mut whole = Run::new(seed);
+        whole.play(STEPS_SHORT).expect("without a fault nothing fails");
+        for change in first..whole.store.changes_count() {
+            let mut run = Run::new(seed);
+            run.context = format!("short script {seed}, change {change}");
+            run.store.plan(When::Change(change), Fault::PowerOff);
+            assert!(run.play(STEPS_SHORT).is_err(), "{}: the power did not go", run.context);
+            run.kill();
+            for kept in fates(change) {
+                check_survivor(&run, run.store.crash(kept), &format!("{kept:?}"), change);
+            }
+            lose_power_while_opening(&run, change);
+        }
+    }
+}
+
 /// A script, up to a change before which its process is killed, and opened again.
 fn killed(seed: u64, changes: u64) -> Run {
     let mut run = Run::new(seed);
@@ -166,26 +190,31 @@ fn a_kill_at_any_operation_and_a_power_loss_later_keep_what_was_flushed() {
     }
 }
 
+/// Open what a power loss left, and lose the power again at each operation of that.
+fn lose_power_while_opening(run: &Run, change: u64) {
+    let kept = Kept::Random(change);
+    let whole = Arc::new(run.store.crash(kept));
+    let opened = Engine::open_in(whole.clone(), false, run.settings.clone());
+    drop(opened.unwrap_or_else(|error| panic!("{}: {error}", run.context)));
+    for at in 0..whole.changes_count() {
+        let again = Arc::new(run.store.crash(kept));
+        again.plan(When::Change(at), Fault::PowerOff);
+        let opened = Engine::open_in(again.clone(), false, run.settings.clone());
+        // What cannot be removed is left to the next opening.
+        drop(opened);
+        for fate in [Kept::Nothing, Kept::Random(at)] {
+            let context = format!("{kept:?}, change {at} of opening, {fate:?}");
+            check_survivor(&run, again.crash(fate), &context, change + at);
+        }
+    }
+}
+
 #[test]
 fn a_power_loss_at_any_operation_of_opening_changes_nothing() {
     for seed in seeds() {
         for change in sampled(changes(seed), OPENINGS_MAX, seed) {
             let run = cut_off(seed, change);
-            let kept = Kept::Random(change);
-            let whole = Arc::new(run.store.crash(kept));
-            let opened = Engine::open_in(whole.clone(), false, run.settings.clone());
-            drop(opened.unwrap_or_else(|error| panic!("{}: {error}", run.context)));
-            for at in 0..whole.changes_count() {
-                let again = Arc::new(run.store.crash(kept));
-                again.plan(When::Change(at), Fault::PowerOff);
-                let opened = Engine::open_in(again.clone(), false, run.settings.clone());
-                // What cannot be removed is left to the next opening.
-                drop(opened);
-                for fate in [Kept::Nothing, Kept::Random(at)] {
-                    let context = format!("{kept:?}, change {at} of opening, {fate:?}");
-                    check_survivor(&run, again.crash(fate), &context, change + at);
-                }
-            }
+            lose_power_while_opening(&run, change);
         }
     }
 }
