@@ -204,7 +204,7 @@ fn lose_power_while_opening(run: &Run, change: u64) {
         drop(opened);
         for fate in [Kept::Nothing, Kept::Random(at)] {
             let context = format!("{kept:?}, change {at} of opening, {fate:?}");
-            check_survivor(&run, again.crash(fate), &context, change + at);
+            check_survivor(run, again.crash(fate), &context, change + at);
         }
     }
 }
