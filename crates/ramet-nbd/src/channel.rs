@@ -3,6 +3,7 @@
 //! Invariants: what is received stays in place until it is consumed, so a payload is handed on
 //! without a copy; memory grows to one request or reply at most and is given back after use.
 
+use crate::buffer::Buffer;
 use crate::large::LargeShare;
 use crate::transport::{NoTransport, Received, Transport};
 use std::io;
@@ -35,11 +36,11 @@ pub(crate) struct Ended;
 pub(crate) struct Channel {
     transport: Box<dyn Transport>,
     large: LargeShare,
-    received: Vec<u8>,
+    received: Buffer,
     start: usize,
     end: usize,
     filled_last: bool,
-    replies: Vec<u8>,
+    replies: Buffer,
     replies_end: usize,
     replies_count: usize,
     reads_count: usize,
@@ -50,11 +51,11 @@ impl Channel {
         Channel {
             transport,
             large,
-            received: vec![0; SILENT_BYTES],
+            received: Buffer::zeroed(SILENT_BYTES),
             start: 0,
             end: 0,
             filled_last: false,
-            replies: Vec::new(),
+            replies: Buffer::empty(),
             replies_end: 0,
             replies_count: 0,
             reads_count: 0,
@@ -176,7 +177,7 @@ impl Channel {
             }
         }
         if self.replies.len() > KEPT_BYTES_MAX {
-            self.replies = vec![0; REPLY_BYTES];
+            self.replies = Buffer::zeroed(REPLY_BYTES);
             self.hold_large(self.received.len(), self.replies.len())?;
         }
         Ok(())
@@ -198,14 +199,14 @@ impl Channel {
             if self.replies.len() < length_bytes {
                 let small = self.replies.is_empty() && length_bytes <= SILENT_BYTES;
                 let base_bytes = if small { SILENT_BYTES } else { REPLY_BYTES };
-                self.replies = Vec::new();
+                self.replies = Buffer::empty();
                 if self.received.len() > OWN_BYTES_MAX && self.pending().len() < SILENT_BYTES {
                     // Not both at once, where it can be helped: two such connections would wait for
                     // each other.
                     self.reallocate(RECEIVE_BYTES)?;
                 }
                 self.hold_large(self.received.len(), length_bytes)?;
-                self.replies = vec![0; length_bytes.max(base_bytes)];
+                self.replies = Buffer::zeroed(length_bytes.max(base_bytes));
             }
         }
         Ok(&mut self.replies[self.replies_end..self.replies_end + length_bytes])
@@ -244,7 +245,7 @@ impl Channel {
     }
 
     fn give_back_memory(&mut self) -> Result<(), Ended> {
-        self.replies = Vec::new();
+        self.replies = Buffer::empty();
         let pending_bytes = self.end - self.start;
         let kept_bytes = (pending_bytes + 1).next_power_of_two().max(SILENT_BYTES);
         if self.received.len() > kept_bytes {
@@ -267,7 +268,7 @@ impl Channel {
 
     /// Put what is pending into a buffer of this length.
     fn move_to(&mut self, capacity_bytes: usize) {
-        let mut received = vec![0; capacity_bytes];
+        let mut received = Buffer::zeroed(capacity_bytes);
         let pending_bytes = self.end - self.start;
         received[..pending_bytes].copy_from_slice(self.pending());
         self.received = received;

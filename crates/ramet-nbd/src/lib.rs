@@ -12,6 +12,7 @@
 
 mod address;
 mod allow;
+mod buffer;
 mod certificate;
 mod channel;
 pub mod codec;

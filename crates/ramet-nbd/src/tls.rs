@@ -4,6 +4,7 @@
 //! client may do is always asked of its certificate anew.
 
 use crate::allow::{AllowList, Allowance};
+use crate::buffer::Buffer;
 use crate::certificate;
 use crate::error::NbdError;
 use crate::transport::{Received, Transport};
@@ -152,7 +153,7 @@ struct TlsTransport {
     inner: Box<dyn Transport>,
     connection: ServerConnection,
     /// Received and not decrypted: what is from `start` to `end`.
-    incoming: Vec<u8>,
+    incoming: Buffer,
     start: usize,
     end: usize,
     outgoing: Vec<u8>,
@@ -160,7 +161,7 @@ struct TlsTransport {
 
 impl TlsTransport {
     fn new(inner: Box<dyn Transport>, connection: ServerConnection) -> Self {
-        let (incoming, outgoing) = (Vec::new(), Vec::new());
+        let (incoming, outgoing) = (Buffer::empty(), Vec::new());
         TlsTransport { inner, connection, incoming, start: 0, end: 0, outgoing }
     }
 
@@ -184,10 +185,14 @@ impl TlsTransport {
         if self.start < self.end {
             return Ok(Received::Bytes(self.end - self.start));
         }
-        self.incoming.resize(RECEIVE_BYTES, 0);
+        if self.incoming.is_empty() {
+            self.incoming = Buffer::zeroed(RECEIVE_BYTES);
+        }
         let received = self.inner.receive(&mut self.incoming)?;
-        if let Received::Bytes(length_bytes) = received {
-            (self.start, self.end) = (0, length_bytes);
+        match received {
+            Received::Bytes(length_bytes) => (self.start, self.end) = (0, length_bytes),
+            Received::Silence => (self.incoming, self.outgoing) = (Buffer::empty(), Vec::new()),
+            Received::End => {}
         }
         Ok(received)
     }
@@ -229,12 +234,8 @@ impl Transport for TlsTransport {
                 Err(_) if filled_bytes > 0 => break,
                 Err(_) => match self.fill()? {
                     Received::Bytes(_) => self.decrypt()?,
-                    Received::Silence => {
-                        (self.incoming, self.outgoing) = (Vec::new(), Vec::new());
-                        return Ok(Received::Silence);
-                    }
                     // Without a goodbye: what came is whole requests, or is never applied.
-                    Received::End => return Ok(Received::End),
+                    silence_or_end => return Ok(silence_or_end),
                 },
             }
         }
