@@ -7,6 +7,7 @@ holds.
 """
 
 import json
+import select
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -224,9 +225,11 @@ class Client:
         path = "/v0/receives" if name is None else f"/v0/receives?name={_escape(name)}"
         connection = _Connection(self.api_path)
         try:
-            # Where it refuses, it answers before it has read all, and reads no more.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", path, pieces, encode_chunked=True)
+            connection.connect()
+            # Where it refuses, it answers before it has read all.
+            with suppress(BrokenPipeError, ConnectionResetError, _AnsweredError):
+                body = _until_answered(pieces, connection.sock)
+                connection.request("POST", path, body, encode_chunked=True)
             response = connection.getresponse()
             value = json.loads(response.read())
         except (OSError, HTTPException, ValueError) as error:
@@ -288,6 +291,23 @@ class Client:
         if response.status != HTTPStatus.OK:
             raise from_json(value)
         return value
+
+
+class _AnsweredError(Exception):
+    """The service said its last word on a request that it has not read to its end."""
+
+
+def _until_answered(pieces: Iterator[bytes], connection: socket.socket) -> Iterator[bytes]:
+    """Pass pieces on.
+
+    Raises: _AnsweredError.
+    """
+    answer = select.poll()
+    answer.register(connection, select.POLLIN)
+    for piece in pieces:
+        if answer.poll(0):
+            raise _AnsweredError
+        yield piece
 
 
 def _read_up_to(response: HTTPResponse, length: int) -> bytes:
