@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import zstandard
 
 from blake3_reference import blake3
 from ramet.errors import CorruptError, RametError, UnavailableError
@@ -269,8 +270,7 @@ def test_changes_of_any_bytes_are_refused_or_make_sense(randomness: random.Rando
     assert taken > 200
 
 
-def test_a_record_never_unpacks_to_more_than_it_says() -> None:
-    import zstandard
+def test_a_record_never_unpacks_to_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def packed(frame: bytes, blocks: int = 1) -> bytes:
         head = (9).to_bytes(8, "little") + (1).to_bytes(4, "little") + (1).to_bytes(4, "little")
@@ -280,14 +280,16 @@ def test_a_record_never_unpacks_to_more_than_it_says() -> None:
     block = zstandard.compress(bytes(BLOCK))
     assert decode_changes(packed(block), 0, 9).data == bytes(BLOCK)
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(BLOCK))
+    bombs = (zstandard.compress(bytes(1 << 26)), zstandard.compress(bytes(BLOCK - 1)), unsized, b"")
+    with monkeypatch.context() as patched:
+        # Its memory is not even asked for.
+        patched.setattr(zstandard, "ZstdDecompressor", None)
+        for bad in bombs:
+            assert code_of(lambda it=bad: decode_changes(packed(it), 0, 9)) == "stream_malformed"
     for bad in (
-        zstandard.compress(bytes(1 << 26)),
-        zstandard.compress(bytes(BLOCK - 1)),
-        unsized,
         block + b"x",
         block[:-1],
         block + block,
-        b"",
     ):
         assert code_of(lambda it=bad: decode_changes(packed(it), 0, 9)) == "stream_malformed"
     many = packed(zstandard.compress(bytes(2 * DATA_BYTES_MAX)), 2 * DATA_BYTES_MAX // BLOCK)

@@ -90,6 +90,29 @@ def test_a_file_of_several_snapshots_is_proved(pool: ramet.Pool, tmp_path: Path)
         assert FileSnapshot(**it.to_json()) == it  # type: ignore[arg-type]
 
 
+def test_what_is_zeroed_or_cut_off_is_not_in_the_root(pool: ramet.Pool, tmp_path: Path) -> None:
+    volume = pool.create_volume("db", 64 * BLOCK)
+    volume.write(0, b"x" * 30 * BLOCK)
+    volume.write(50 * BLOCK, b"x" * 10 * BLOCK)
+    files = []
+    for number in range(1, 6):
+        name = f"db@{number}"
+        volume.snapshot(name)
+        bases = [f"db@{number - 1}"] if number > 1 else []
+        files.append(keep(tmp_path, name, stream_of(pool, [name], bases)))
+        if number == 1:
+            volume.trim(8 * BLOCK, 8 * BLOCK)
+        elif number == 2:
+            volume.resize(40 * BLOCK, shrink=True)
+        elif number == 3:
+            volume.resize(20 * BLOCK + 512, shrink=True)
+        else:
+            volume.resize(64 * BLOCK)
+    for count in range(1, 6):
+        it = verify_files(files[:count])[-1]
+        assert it.root == root_of_image(pool.get(it.name).read(0, it.size_bytes))
+
+
 def test_a_missing_link_is_named(pool: ramet.Pool, tmp_path: Path) -> None:
     files = backup(pool, tmp_path, random.Random(4), 4)
     uuid = pool.record("db@2").uuid

@@ -374,12 +374,11 @@ class _Receiver:
             self._progress(self._arrived_bytes, self._total_bytes)
 
     def _note(self) -> None:
-        """Make what arrived durable, and then say how far it is."""
-        if self._device is None:
-            return
-        self._device.flush()
-        self._write_note(None)
-        self._unnoted_bytes = 0
+        """Say how far it is."""
+        if self._device is not None:
+            # A record in the log: what was written before it is durable with it.
+            self._write_note(None)
+            self._unnoted_bytes = 0
 
     def _write_note(self, root: str | None) -> None:
         item = self._header.snapshots[self._index]
@@ -395,11 +394,10 @@ class _Receiver:
     def _finish(self, event: Done) -> None:
         item = self._header.snapshots[event.place]
         assert self._device is not None
-        device, self._device = self._device, None
+        self._device = None
         state = self._states.get(event.place)
         here = state.root if state is not None else None
         if here is None:
-            device.flush()
             here = hash_device(self._transfers.device(item.uuid))
         if here != event.root or (item.root or here) != here:
             # Whatever it is, it must not be resumed.

@@ -14,6 +14,13 @@ pub const SECTORS_PER_BLOCK: u64 = 8;
 /// The number that fills each sector of a block; 0: zeros.
 pub type Sectors = [u64; 8];
 
+/// What the name of something begins with that is being received: no object has such a name.
+pub const HIDDEN: &str = "~";
+
+pub fn is_hidden(name: &str) -> bool {
+    name.starts_with(HIDDEN)
+}
+
 /// A mapped block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block {
@@ -123,10 +130,20 @@ impl Pool {
         &self.things[name]
     }
 
-    /// Names of volumes, or of snapshots.
+    /// Names of volumes, or of snapshots; without what is being received.
     pub fn names(&self, volumes: bool) -> Vec<String> {
-        let wanted = self.things.iter().filter(|(_, thing)| thing.is_volume == volumes);
-        wanted.map(|(name, _)| name.clone()).collect()
+        let wanted = self.visible().filter(|name| self.thing(name).is_volume == volumes);
+        wanted.cloned().collect()
+    }
+
+    /// What everybody sees.
+    pub fn visible(&self) -> impl Iterator<Item = &String> {
+        self.things.keys().filter(|name| !is_hidden(name))
+    }
+
+    /// What is being received.
+    pub fn hidden(&self) -> Vec<String> {
+        self.things.keys().filter(|name| is_hidden(name)).cloned().collect()
     }
 
     /// What differs between two pools, for a person.

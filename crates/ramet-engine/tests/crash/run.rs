@@ -5,14 +5,16 @@
 //! promised to be durable; nothing that is read is called damaged.
 
 use super::Random;
-use super::model::{Atom, BLOCK_BYTES, Block, Pool, SECTOR_BYTES, Thing};
+use super::model::{Atom, BLOCK_BYTES, Block, HIDDEN, Pool, SECTOR_BYTES, Thing, is_hidden};
 use super::process::{Life, Process};
 use super::script::{EMPTY, Script, Step, create, write};
-use ramet_engine::{Engine, EngineError, Kind, ObjectKind, Settings, Stats};
+use ramet_engine::{BlockDevice, Engine, EngineError, Incoming, Kind, ObjectKind, Settings, Stats};
 use ramet_store::{FaultStore, Kept};
 use std::collections::{BTreeSet, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -265,10 +267,10 @@ impl Run {
                 let stamps = (*stamp..).take(usize::try_from(range.count).expect("small"));
                 let bytes: Vec<u8> =
                     stamps.flat_map(|stamp| stamp.to_le_bytes().repeat(64)).collect();
-                engine.device(name)?.write(range.first * SECTOR_BYTES, &bytes, *fua)
+                device(&engine, name)?.write(range.first * SECTOR_BYTES, &bytes, *fua)
             }
             Step::Clear { name, range, trim, fua, .. } => {
-                let device = engine.device(name)?;
+                let device = device(&engine, name)?;
                 let (offset, length) = (range.first * SECTOR_BYTES, range.count * SECTOR_BYTES);
                 match trim {
                     true => device.trim(offset, length, *fua),
@@ -294,6 +296,22 @@ impl Run {
             }
             Step::Rename { name, new } => engine.rename(name, new).map(drop),
             Step::Delete { names } => engine.delete(names).map(drop),
+            Step::Receive { name, base, sectors, .. } => {
+                let incoming = Incoming {
+                    uuid: uuid_of(name),
+                    batch: uuid_of(name),
+                    source: Uuid::nil(),
+                    created_ns: 1,
+                    size_bytes: sectors * SECTOR_BYTES,
+                };
+                engine.begin_receiving(&incoming, base.as_deref()).map(drop)
+            }
+            Step::Admit { names } => {
+                let (hidden, names): (Vec<String>, Vec<String>) = names.iter().cloned().unzip();
+                let uuids: Vec<Uuid> = hidden.iter().map(|name| uuid_of(name)).collect();
+                engine.admit(&uuids, &names, &vec![Vec::new(); names.len()]).map(drop)
+            }
+            Step::Abandon { name } => engine.abandon(&[uuid_of(name)]),
             Step::Checkpoint => engine.checkpoint().map(drop),
             Step::Idle { times } => (0..*times).try_for_each(|_| {
                 self.clock += Duration::from_secs(2);
@@ -388,15 +406,50 @@ impl Run {
     }
 }
 
-/// Everything the pool holds.
+/// The UUID of something that is received.
+fn uuid_of(name: &str) -> Uuid {
+    let number = name.rsplit('-').next().and_then(|number| number.parse().ok());
+    Uuid::from_u128((1 << 127) + number.unwrap_or(0_u128))
+}
+
+fn device(engine: &Arc<Engine>, name: &str) -> Result<Arc<dyn BlockDevice>> {
+    if is_hidden(name) { engine.receiving_device(uuid_of(name)) } else { engine.device(name) }
+}
+
+/// What is mapped: first bytes and lengths.
+fn mapped(device: &dyn BlockDevice) -> Result<Vec<(u64, u64)>> {
+    let (mut at, mut ranges) = (0, Vec::new());
+    while at < device.size_bytes() {
+        device.extents(at, device.size_bytes() - at, &mut |length, mapped| {
+            if mapped {
+                ranges.push((at, length));
+            }
+            at += length;
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok(ranges)
+}
+
+/// Everything the pool holds, what is being received too.
 pub fn look(engine: &Arc<Engine>) -> Result<Pool> {
     let mut pool = Pool::default();
-    for info in engine.list() {
+    for mut info in engine.list().into_iter().chain(engine.receiving()) {
+        if info.name.is_empty() {
+            let number = info.uuid.as_u128() - (1 << 127);
+            info.name = format!("{HIDDEN}it-{number}");
+        }
         let is_volume = info.kind == ObjectKind::Volume;
         let mut thing = Thing::new(is_volume, info.size_bytes);
-        let device = engine.device(&info.name)?;
-        let mapped = engine.diff(EMPTY, &info.name)?.into_iter().filter(|extent| extent.2);
-        for (offset, length, _) in mapped {
+        let device = device(engine, &info.name)?;
+        let ranges = match is_hidden(&info.name) {
+            true => mapped(&*device)?,
+            false => {
+                let extents = engine.diff(EMPTY, &info.name)?.into_iter();
+                extents.filter(|it| it.2).map(|it| (it.0, it.1)).collect()
+            }
+        };
+        for (offset, length) in ranges {
             let mut bytes = vec![0; usize::try_from(length).expect("small")];
             device.read(offset, &mut bytes)?;
             for (index, block) in (offset / BLOCK_BYTES..).zip(bytes.chunks(4096)) {
@@ -436,11 +489,11 @@ pub fn look_at_what_is_readable(
     context: &str,
 ) -> BTreeSet<(String, u64)> {
     let names: Vec<String> = engine.list().into_iter().map(|info| info.name).collect();
-    let there: Vec<String> = wanted.things.keys().cloned().collect();
+    let there: Vec<String> = wanted.visible().cloned().collect();
     assert_eq!(names, there, "{context}");
     let mut damaged = BTreeSet::new();
     for (name, thing) in &wanted.things {
-        let device = engine.device(name).expect("it is there");
+        let device = device(engine, name).expect("it is there");
         assert_eq!(device.size_bytes(), thing.size_bytes, "{context}: size of {name}");
         let holes = thing.blocks.keys().map(|index| index + 1);
         let holes = holes.filter(|index| (index + 1) * BLOCK_BYTES <= thing.size_bytes);

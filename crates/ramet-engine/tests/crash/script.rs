@@ -4,7 +4,7 @@
 
 use super::Random;
 use super::model::{
-    Atom, Pool, Range, SECTOR_BYTES, Thing, clear_atoms, resize_atoms, write_atoms,
+    Atom, HIDDEN, Pool, Range, SECTOR_BYTES, Thing, clear_atoms, resize_atoms, write_atoms,
 };
 use std::sync::Arc;
 
@@ -62,6 +62,21 @@ pub enum Step {
     Rename {
         name: String,
         new: String,
+    },
+    /// Begin to receive, on top of a snapshot or from nothing.
+    Receive {
+        name: String,
+        base: Option<String>,
+        sectors: u64,
+        stamp: u64,
+    },
+    /// What was received becomes snapshots, under new names.
+    Admit {
+        names: Vec<(String, String)>,
+    },
+    /// What was received is given up.
+    Abandon {
+        name: String,
     },
     Delete {
         names: Vec<String>,
@@ -129,6 +144,15 @@ impl Step {
             Step::Delete { names } => names.iter().for_each(|name| {
                 after.things.remove(name);
             }),
+            Step::Receive { name, base, sectors, stamp } => {
+                return receive_atoms(after, name, base.as_deref(), *sectors, *stamp);
+            }
+            Step::Admit { names } => names.iter().for_each(|(name, new)| {
+                after.thing_mut(name).is_volume = false;
+                let thing = after.things.remove(name).expect("it is there");
+                after.things.insert(new.clone(), thing);
+            }),
+            Step::Abandon { name } => drop(after.things.remove(name)),
         }
         vec![Atom::Command(after)]
     }
@@ -149,9 +173,32 @@ impl Step {
             | Step::Resize { .. }
             | Step::Rename { .. }
             | Step::Delete { .. }
+            | Step::Receive { .. }
+            | Step::Admit { .. }
+            | Step::Abandon { .. }
             | Step::Close => true,
         }
     }
+}
+
+/// A clone of the base, hidden; where that is larger, it gets its own size after it was made.
+fn receive_atoms(
+    mut after: Pool,
+    name: &str,
+    base: Option<&str>,
+    sectors: u64,
+    stamp: u64,
+) -> Vec<Atom> {
+    let size_bytes = sectors * SECTOR_BYTES;
+    let mut thing = base.map_or_else(Thing::default, |base| Thing::clone(after.thing(base)));
+    let base_bytes = thing.size_bytes;
+    (thing.is_volume, thing.size_bytes) = (true, size_bytes.max(base_bytes));
+    after.things.insert(name.to_string(), Arc::new(thing));
+    let mut atoms = vec![Atom::Command(after.clone())];
+    if size_bytes < base_bytes {
+        atoms.extend(resize_atoms(&after, name, size_bytes, stamp));
+    }
+    atoms
 }
 
 fn snapshot(pool: &mut Pool, volume: &str, name: &str) {
@@ -217,11 +264,18 @@ impl Script {
             return self.create();
         }
         let volume = self.random.pick(&volumes);
+        let hidden = pool.hidden();
+        let target = match hidden.is_empty() || self.random.below(4) > 0 {
+            true => volume.clone(),
+            false => self.random.pick(&hidden),
+        };
         let snapshots = pool.names(false);
         let crowded = pool.things.len() > THINGS_MAX;
         match self.random.below(100) {
-            0..=39 => self.write(pool, volume),
-            40..=49 => self.clear(pool, volume),
+            0..=39 => self.write(pool, target),
+            40..=49 => self.clear(pool, target),
+            50..=51 if hidden.len() < 3 => self.receive(pool, &snapshots),
+            50..=53 if !hidden.is_empty() => self.end_receiving(hidden),
             50..=55 => Step::Flush,
             56..=71 if crowded => self.delete(pool),
             56..=57 => self.create(),
@@ -306,12 +360,33 @@ impl Script {
     }
 
     fn clone_of(&mut self, pool: &Pool) -> Step {
-        let all: Vec<&String> = pool.things.keys().collect();
+        let all: Vec<&String> = pool.visible().collect();
         let source = self.random.pick(&all).clone();
         let sectors = pool.thing(&source).size_bytes / SECTOR_BYTES;
         let sectors = sectors + self.random.pick(&[0, 0, 0, MIB]);
         let count = 1 + self.random.small(2);
         Step::Clone { source, names: self.names(count), sectors }
+    }
+
+    fn receive(&mut self, pool: &Pool, snapshots: &[String]) -> Step {
+        let name = format!("{HIDDEN}{}", self.name());
+        let (sectors, stamp) = (self.sectors(), self.stamp(8));
+        if snapshots.is_empty() || self.random.below(4) == 0 {
+            return Step::Receive { name, base: None, sectors, stamp };
+        }
+        let base = self.random.pick(snapshots);
+        let same = pool.thing(&base).size_bytes / SECTOR_BYTES;
+        let sectors = self.random.pick(&[same, sectors]);
+        Step::Receive { name, base: Some(base), sectors, stamp }
+    }
+
+    fn end_receiving(&mut self, mut hidden: Vec<String>) -> Step {
+        if self.random.below(4) == 0 {
+            return Step::Abandon { name: self.random.pick(&hidden) };
+        }
+        hidden.truncate(1 + self.random.small(hidden.len()));
+        let names = self.names(hidden.len());
+        Step::Admit { names: hidden.into_iter().zip(names).collect() }
     }
 
     fn revert(&mut self, pool: &Pool, name: String, snapshots: &[String]) -> Step {
@@ -322,8 +397,7 @@ impl Script {
     }
 
     fn delete(&mut self, pool: &Pool) -> Step {
-        let mut all: Vec<String> =
-            pool.things.keys().filter(|name| *name != EMPTY).cloned().collect();
+        let mut all: Vec<String> = pool.visible().filter(|name| *name != EMPTY).cloned().collect();
         let mut names = Vec::new();
         for _ in 0..1 + self.random.below(3) {
             if !all.is_empty() {
