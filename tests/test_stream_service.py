@@ -6,10 +6,12 @@ import io
 import json
 import os
 import random
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -303,3 +305,33 @@ def test_frames_tell_pieces_and_errors() -> None:
     failed = b"".join(encode_frames(failing()))
     with pytest.raises(BusyError, match="hint: wait"):
         list(decode_frames(io.BytesIO(failed).read))
+
+
+def test_slow_senders_keep_no_command_from_running(sites: tuple[Path, Path]) -> None:
+    """More receives than the threads that commands run in wait for their senders."""
+    here, there = sites
+    count = 45
+    with product.open(here) as pool:
+        for number in range(count):
+            pool.create_volume(f"w{number}", MIB).snapshot(f"w{number}@1")
+        parts = [stream_of(pool, [f"w{number}@1"]) for number in range(count)]
+    with serving(there), serving_verbs(there) as verbs, ExitStack() as stack:
+        receivers = []
+        for _ in range(count):
+            client = HTTPConnection("localhost")
+            client.sock = socket.socket(socket.AF_UNIX)
+            client.sock.connect(str(there / "api.sock"))
+            stack.callback(client.close)
+            client.putrequest("POST", "/v0/receives")
+            client.putheader("transfer-encoding", "chunked")
+            client.endheaders()
+            receivers.append(client)
+        for client, part in zip(receivers, parts, strict=True):
+            client.send(b"%x\r\n%b\r\n" % (len(part) - 10, part[:-10]))
+        while verbs.stats()["receiving_count"] < count:
+            pass
+        verbs.create_volumes(["command"], "1MiB", None)
+        for client, part in zip(receivers, parts, strict=True):
+            client.send(b"a\r\n%b\r\n0\r\n\r\n" % part[-10:])
+            assert client.getresponse().status == 200
+        assert int(verbs.stats()["snapshots_count"]) == count

@@ -5,9 +5,10 @@ hangs up ends what was running for it.
 """
 
 from collections.abc import AsyncIterator
+from functools import cache
 
 import msgspec
-from anyio import from_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -15,6 +16,8 @@ from starlette.requests import ClientDisconnect
 from ramet.frames import encode_frames
 from ramet.pool import Pool
 from ramet.replication import abandon, incomplete, receive, send
+
+RECEIVES_MAX = 64  # At a time; others wait.
 
 
 class Send(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,8 +75,14 @@ async def receive_body(pool: Pool, request: Request) -> list[dict[str, str | boo
         return part
 
     name = request.query_params.get("name")
-    received = await run_in_threadpool(receive, pool, read, name=name)
+    received = await to_thread.run_sync(lambda: receive(pool, read, name=name), limiter=_receives())
     return [it.to_json() for it in received]
+
+
+@cache
+def _receives() -> CapacityLimiter:
+    # Threads of their own: one that waits for a slow sender must not keep a command from running.
+    return CapacityLimiter(RECEIVES_MAX)
 
 
 def list_parts(pool: Pool) -> list[dict[str, str | int | None]]:
