@@ -272,7 +272,7 @@ def test_a_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     written: list[tuple[float, int]] = []
 
-    def sleep(seconds: float) -> None:
+    def pass_time(seconds: float) -> None:
         nonlocal now
         now += seconds
 
@@ -281,7 +281,7 @@ def test_a_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         return len(content)
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", pass_time)
     monkeypatch.setattr(os, "write", write)
     streams._writer(1, 1000)(bytes(2500))
     assert sum(length for _, length in written) == 2500

@@ -296,22 +296,9 @@ impl Run {
             }
             Step::Rename { name, new } => engine.rename(name, new).map(drop),
             Step::Delete { names } => engine.delete(names).map(drop),
-            Step::Receive { name, base, sectors, .. } => {
-                let incoming = Incoming {
-                    uuid: uuid_of(name),
-                    batch: uuid_of(name),
-                    source: Uuid::nil(),
-                    created_ns: 1,
-                    size_bytes: sectors * SECTOR_BYTES,
-                };
-                engine.begin_receiving(&incoming, base.as_deref()).map(drop)
+            Step::Receive { .. } | Step::Admit { .. } | Step::Abandon { .. } => {
+                perform_receiving(&engine, step)
             }
-            Step::Admit { names } => {
-                let (hidden, names): (Vec<String>, Vec<String>) = names.iter().cloned().unzip();
-                let uuids: Vec<Uuid> = hidden.iter().map(|name| uuid_of(name)).collect();
-                engine.admit(&uuids, &names, &vec![Vec::new(); names.len()]).map(drop)
-            }
-            Step::Abandon { name } => engine.abandon(&[uuid_of(name)]),
             Step::Checkpoint => engine.checkpoint().map(drop),
             Step::Idle { times } => (0..*times).try_for_each(|_| {
                 self.clock += Duration::from_secs(2);
@@ -403,6 +390,28 @@ impl Run {
         self.kill();
         self.store = Arc::new(store);
         self.reopen()
+    }
+}
+
+fn perform_receiving(engine: &Arc<Engine>, step: &Step) -> Result<()> {
+    match step {
+        Step::Receive { name, base, sectors, .. } => {
+            let incoming = Incoming {
+                uuid: uuid_of(name),
+                batch: uuid_of(name),
+                source: Uuid::nil(),
+                created_ns: 1,
+                size_bytes: sectors * SECTOR_BYTES,
+            };
+            engine.begin_receiving(&incoming, base.as_deref()).map(drop)
+        }
+        Step::Admit { names } => {
+            let (hidden, names): (Vec<String>, Vec<String>) = names.iter().cloned().unzip();
+            let uuids: Vec<Uuid> = hidden.iter().map(|name| uuid_of(name)).collect();
+            engine.admit(&uuids, &names, &vec![Vec::new(); names.len()]).map(drop)
+        }
+        Step::Abandon { name } => engine.abandon(&[uuid_of(name)]),
+        _ => unreachable!("the others are done by `perform`"),
     }
 }
 
