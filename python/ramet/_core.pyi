@@ -207,8 +207,14 @@ class Pool:
 
     def set_limit(self, limit_bytes: int | None) -> None:
         """Set how many bytes the pool may take; None: as many as there are."""
-    def space(self, name: str) -> tuple[int, int]:
-        """Give the bytes that an object maps, and those of them that no other object holds."""
+    def space(self, name: str) -> tuple[int, int, int]:
+        """Give the bytes that an object maps, those that no other holds, and the last batch."""
+    def list_space(self) -> dict[str, tuple[int, int, int]]:
+        """Give the same of all objects, by UUID; up to a minute old."""
+    def sharers(self, name: str, count: int) -> tuple[builtins.list[tuple[str, int]], int]:
+        """Give who shares most with an object: name, bytes; and how many were compared."""
+    def scatter(self, name: str) -> tuple[int, int]:
+        """Give the fragments of what was looked at of an object, and its bytes."""
     def fullness(self) -> tuple[int, int, int, int]:
         """Give bytes taken, limit (0: none), bytes free on the file system, and all of them."""
     def stats(self) -> dict[str, int | str | bool]: ...

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
 from ramet.frames import Piece, decode_frames
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Sharing, Verified
 from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
 
@@ -149,6 +149,15 @@ class Client:
     def space(self, name: str) -> ObjectSpace:
         """See `Verbs`."""
         return ObjectSpace(**self._ask("GET", f"/v0/space?name={_escape(name)}"))
+
+    def spaces(self) -> dict[str, ObjectSpace]:
+        """See `Verbs`."""
+        told = self._ask("GET", "/v0/spaces")
+        return {uuid: ObjectSpace(**space) for uuid, space in told.items()}
+
+    def sharing(self, name: str) -> Sharing:
+        """See `Verbs`."""
+        return Sharing.from_json(self._ask("GET", f"/v0/sharing?name={_escape(name)}"))
 
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """See `Verbs`."""

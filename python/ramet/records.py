@@ -151,10 +151,40 @@ class ObjectSpace(NamedTuple):
     """Those that no other object holds: what deleting this one alone frees."""
     shared_bytes: int
     """Those that others hold too."""
+    sequence: int
+    """The last batch of the log that had begun then, as `appended_sequence` of `stats`."""
 
     def to_json(self) -> dict[str, int]:
         """Give it as a dictionary that `json.dumps` takes."""
         return self._asdict()
+
+
+class Sharer(NamedTuple):
+    """An object that shares blocks with another one."""
+
+    name: str
+    shared_bytes: int
+
+
+class Sharing(NamedTuple):
+    """Who an object shares its blocks with, and how scattered they are."""
+
+    sharers: list[Sharer]
+    """Those that share most, most first; ten at most."""
+    compared_count: int
+    """Objects that were compared: its nearest relatives, where there are very many."""
+    fragments_per_mib: float | None
+    """Runs of blocks that lie one behind the other, for each MiB; None: nothing is mapped."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as a dictionary that `json.dumps` takes; `from_json` reads it back."""
+        return {**self._asdict(), "sharers": [sharer._asdict() for sharer in self.sharers]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Sharing":
+        """Read what `to_json` gave."""
+        sharers = [Sharer(**sharer) for sharer in value["sharers"]]
+        return cls(**{**value, "sharers": sharers})
 
 
 class Verified(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from ramet.errors import InvalidError
 from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
 from ramet.fullness import Thresholds
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Verified
+from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Sharing, Verified
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ class Verbs(Protocol):
 
     def space(self, name: str) -> ObjectSpace:
         """Say what one object takes."""
+
+    def spaces(self) -> dict[str, ObjectSpace]:
+        """Say what each object takes, by UUID; up to a minute old."""
+
+    def sharing(self, name: str) -> Sharing:
+        """Say who shares most with an object, and how scattered it is."""
 
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """Give back what is dead, for a while."""
@@ -213,6 +219,14 @@ class PoolVerbs:
     def space(self, name: str) -> ObjectSpace:
         """See `Verbs`."""
         return self.pool.space(name)
+
+    def spaces(self) -> dict[str, ObjectSpace]:
+        """See `Verbs`."""
+        return self.pool.spaces()
+
+    def sharing(self, name: str) -> Sharing:
+        """See `Verbs`."""
+        return self.pool.sharing(name)
 
     def reclaim(self, everything: bool, seconds: float) -> Reclaimed:
         """See `Verbs`."""

@@ -8,6 +8,7 @@ use crate::changes::Replayer;
 use crate::checkpoint::load::{self, Reached, remove_orphans};
 use crate::checkpoint::{Aim, Checkpoints};
 use crate::command::Prepared;
+use crate::figures::Figures;
 use crate::head::{Heads, InGate};
 use crate::loss::{Acceptance, LossReport};
 use crate::map::{Extent, LEAF_BLOCKS};
@@ -55,6 +56,7 @@ pub struct Engine {
     pub(crate) checkpoints: Mutex<Checkpoints>,
     pub(crate) reclaim: Reclaim,
     pub(crate) reserve: Reserve,
+    pub(crate) figures: Figures,
     pub(crate) limited: Arc<LimitStore>,
     pub(crate) settings: Settings,
     pub(crate) counters: EngineCounters,
@@ -252,6 +254,7 @@ impl Engine {
             checkpoints: Mutex::new(checkpoints),
             reclaim: Reclaim::default(),
             reserve,
+            figures: Figures::default(),
             limited,
             settings,
             counters: EngineCounters::opened(opened.cut, node_units),

@@ -85,6 +85,8 @@ pub struct ObjectSpace {
     pub mapped_bytes: u64,
     /// Bytes of those of them that no other object holds: what deleting it alone frees.
     pub exclusive_bytes: u64,
+    /// The last batch that had begun when this was looked at.
+    pub sequence: u64,
 }
 
 /// What the checkpoints of both slots allow.
@@ -320,11 +322,7 @@ impl Engine {
     /// As `frees`.
     pub fn object_space(&self, name: &str) -> Result<ObjectSpace> {
         let _commands = self.commands.lock();
-        let _pin = self.reclaim.pin();
-        let (mapped, exclusive) = self.space.of_one(self.find_object(name)?.place())?;
-        let (mapped_bytes, exclusive_bytes) =
-            (mapped * BLOCK_BYTES_U64, exclusive * BLOCK_BYTES_U64);
-        Ok(ObjectSpace { mapped_bytes, exclusive_bytes })
+        self.space_of_held(&*self.find_object(name)?)
     }
 
     /// Bytes of segments that are dead and wait to be given back, headers of batches included.

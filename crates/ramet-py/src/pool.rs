@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use ramet_engine::{ChangedRun, Engine, EngineError, Incoming, Settings};
+use std::collections::HashMap;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -197,10 +198,36 @@ impl Pool {
         self.call(py, |engine| engine.set_limit(limit_bytes))
     }
 
-    /// Bytes that an object maps, and those of them that nobody else holds.
-    fn space(&self, py: Python<'_>, name: &str) -> PyResult<(u64, u64)> {
+    /// Bytes that an object maps, those of them that nobody else holds, and the last batch then.
+    fn space(&self, py: Python<'_>, name: &str) -> PyResult<(u64, u64, u64)> {
         let told = self.call(py, |engine| engine.object_space(name))?;
-        Ok((told.mapped_bytes, told.exclusive_bytes))
+        Ok((told.mapped_bytes, told.exclusive_bytes, told.sequence))
+    }
+
+    /// The same of all objects, by UUID.
+    fn list_space(&self, py: Python<'_>) -> PyResult<HashMap<String, (u64, u64, u64)>> {
+        let told = self.call(py, |engine| engine.list_space(Instant::now()))?;
+        let figures = told.into_iter().map(|(uuid, it)| {
+            (uuid.to_string(), (it.mapped_bytes, it.exclusive_bytes, it.sequence))
+        });
+        Ok(figures.collect())
+    }
+
+    /// Who shares most with an object, in bytes; and how many were compared.
+    fn sharers(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        count: usize,
+    ) -> PyResult<(Vec<(String, u64)>, u64)> {
+        let (found, compared) = self.call(py, |engine| engine.sharers(name, count))?;
+        Ok((found.into_iter().map(|it| (it.name, it.shared_bytes)).collect(), compared))
+    }
+
+    /// Fragments of what was looked at of an object, and its bytes.
+    fn scatter(&self, py: Python<'_>, name: &str) -> PyResult<(u64, u64)> {
+        let told = self.call(py, |engine| engine.scatter(name))?;
+        Ok((told.fragments_count, told.looked_at_bytes))
     }
 
     /// Bytes taken, limit (0: none), bytes free on the file system, and all of them.

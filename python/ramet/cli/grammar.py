@@ -126,6 +126,7 @@ def _add_making(verbs: Any, verb: AddVerb) -> None:
 def _add_showing(verbs: Any, verb: AddVerb, kind: str, name: str) -> None:
     it = verb(verbs, "list", (kind, "list_all"), f"list the {kind}s", f"-p /srv/pool {kind} list")
     _add_tag(it, "only those with this tag")
+    it.add_argument("--space", action="store_true", help="with what is its own of each, and shared")
     text = f"describe one {kind}, and say how to attach it"
     it = verb(verbs, "show", (kind, "show"), text, f"-p /srv/pool {kind} show {name}")
     it.add_argument("name", metavar="NAME")

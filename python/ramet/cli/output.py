@@ -6,10 +6,10 @@ nowhere but on stderr.
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ramet.errors import RametError
-from ramet.records import ObjectRecord, ObjectSpace
+from ramet.records import ObjectRecord, ObjectSpace, Sharing
 from ramet.units import format_age, format_size
 
 
@@ -46,35 +46,67 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def print_objects(records: Sequence[ObjectRecord], as_json: bool, now_ns: int) -> None:
-    """Print a listing."""
+def print_objects(
+    records: Sequence[ObjectRecord],
+    spaces: Mapping[str, ObjectSpace] | None,
+    as_json: bool,
+    now_ns: int,
+) -> None:
+    """Print a listing; with `spaces`, by UUID, also what is its own of each, and shared."""
     if as_json:
-        print_json([record.to_json() for record in records])
+        print_json([record.to_json() | _own(record, spaces) for record in records])
         return
-    rows = [
-        [
-            record.name,
-            format_size(record.size_bytes),
-            format_size(record.mapped_bytes),
-            format_age(record.created_ns, now_ns),
-            str(record.attached_count or ""),
-        ]
-        for record in records
-    ]
-    print_table(["NAME", "SIZE>", "MAPPED>", "AGE>", "ATTACHED>"], rows)
+    head = ["NAME", "SIZE>", "MAPPED>", "AGE>", "ATTACHED>"]
+    rows = []
+    for record in records:
+        own = [] if spaces is None else _own_texts(spaces.get(record.uuid))
+        rows.append(
+            [
+                record.name,
+                format_size(record.size_bytes),
+                format_size(record.mapped_bytes),
+                *own,
+                format_age(record.created_ns, now_ns),
+                str(record.attached_count or ""),
+            ]
+        )
+    if spaces is not None:
+        head[3:3] = ["EXCLUSIVE>", "SHARED>"]
+    print_table(head, rows)
+
+
+def _own(
+    record: ObjectRecord, spaces: Mapping[str, ObjectSpace] | None
+) -> dict[str, dict[str, int] | None]:
+    if spaces is None:
+        return {}
+    space = spaces.get(record.uuid)
+    return {"space": space.to_json() if space else None}
+
+
+def _own_texts(space: ObjectSpace | None) -> list[str]:
+    if space is None:
+        return ["?", "?"]  # New, or its map is damaged.
+    return [format_size(space.exclusive_bytes), format_size(space.shared_bytes)]
 
 
 def print_object(
-    record: ObjectRecord, space: ObjectSpace | None, uri: str, now_ns: int, as_json: bool
+    record: ObjectRecord,
+    takes: tuple[ObjectSpace, Sharing] | None,
+    uri: str,
+    now_ns: int,
+    as_json: bool,
 ) -> None:
     """Print one object with what it takes (None: its map is damaged) and its NBD URI."""
+    space, sharing = takes or (None, None)
     mapped_bytes = space.mapped_bytes if space else record.mapped_bytes
     own = {
         "exclusive_bytes": space.exclusive_bytes if space else None,
         "shared_bytes": space.shared_bytes if space else None,
     }
     if as_json:
-        print_json({**record.to_json(), "mapped_bytes": mapped_bytes, **own, "nbd_uri": uri})
+        told = {"sharing": sharing.to_json() if sharing else None, "nbd_uri": uri}
+        print_json({**record.to_json(), "mapped_bytes": mapped_bytes, **own, **told})
         return
     age = format_age(record.created_ns, now_ns)
     lines = {
@@ -95,6 +127,17 @@ def print_object(
     }
     for title, text in lines.items():
         print(f"{title + ':':11}{text}")
+    if sharing is not None:
+        _print_sharing(sharing)
+
+
+def _print_sharing(sharing: Sharing) -> None:
+    if sharing.fragments_per_mib is not None:
+        print(f"{'scattered:':11}{sharing.fragments_per_mib} fragments per MiB")
+    title = "with:"
+    for sharer in sharing.sharers:
+        print(f"{title:11}{format_size(sharer.shared_bytes)} shared with '{sharer.name}'")
+        title = ""
 
 
 def _size_text(size_bytes: int | None) -> str:

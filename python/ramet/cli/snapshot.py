@@ -1,9 +1,8 @@
 """`ramet snapshot create|list|show|tag`."""
 
-import time
 from argparse import Namespace
 
-from ramet.cli.output import print_names, print_objects
+from ramet.cli.output import print_names
 from ramet.cli.session import verbs_of
 from ramet.cli.volume import list_kind, show, tag
 from ramet.errors import InvalidError
@@ -27,4 +26,4 @@ def create(arguments: Namespace) -> None:
 
 def list_all(arguments: Namespace) -> None:
     """List the snapshots."""
-    print_objects(list_kind(arguments, "snapshot"), arguments.json, time.time_ns())
+    list_kind(arguments, "snapshot")

@@ -6,7 +6,6 @@ from argparse import Namespace
 from ramet.cli.output import print_names, print_object, print_objects
 from ramet.cli.session import uri_of, verbs_of
 from ramet.errors import CorruptError, InvalidError
-from ramet.records import ObjectRecord
 from ramet.tags import matches, parse_selector, parse_tags
 
 
@@ -20,18 +19,20 @@ def create(arguments: Namespace) -> None:
 
 def list_all(arguments: Namespace) -> None:
     """List the volumes."""
-    print_objects(list_kind(arguments, "volume"), arguments.json, time.time_ns())
+    list_kind(arguments, "volume")
 
 
-def list_kind(arguments: Namespace, kind: str) -> list[ObjectRecord]:
-    """Give the objects of a kind that have all tags asked for.
+def list_kind(arguments: Namespace, kind: str) -> None:
+    """List the objects of a kind that have all tags asked for, with what they take if asked.
 
-    Example: list_kind(Namespace(pool="/srv/pool", no_wait=False, tag=["env=prod"]), "volume")
+    Example: list_kind(parse(["-p", "/srv/pool", "volume", "list"]), "volume")
     """
     selector = parse_selector(arguments.tag)
     with verbs_of(arguments) as verbs:
         found = verbs.objects()
-    return [item for item in found if item.kind == kind and matches(item.tags, selector)]
+        spaces = verbs.spaces() if arguments.space else None
+    chosen = [item for item in found if item.kind == kind and matches(item.tags, selector)]
+    print_objects(chosen, spaces, arguments.json, time.time_ns())
 
 
 def show(arguments: Namespace) -> None:
@@ -40,11 +41,11 @@ def show(arguments: Namespace) -> None:
         found = verbs.find_object(arguments.name)
         uri = uri_of(arguments, verbs, found.name)
         try:
-            space = verbs.space(found.uuid)
+            takes = verbs.space(found.uuid), verbs.sharing(found.uuid)
         except CorruptError:
             # All else of an object with a damaged map can be told, and reading it says more.
-            space = None
-    print_object(found, space, uri, time.time_ns(), arguments.json)
+            takes = None
+    print_object(found, takes, uri, time.time_ns(), arguments.json)
 
 
 def tag(arguments: Namespace) -> None:

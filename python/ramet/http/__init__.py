@@ -242,6 +242,8 @@ def build(service: Service) -> FastAPI:
         "/v0/diff", "diff", lambda it: verbs.diff(asked(it, "before"), asked(it, "after")).to_json()
     )
     get("/v0/space", "space", lambda it: verbs.space(asked(it, "name")).to_json())
+    get("/v0/spaces", "spaces", lambda _: {k: v.to_json() for k, v in verbs.spaces().items()})
+    get("/v0/sharing", "sharing", lambda it: verbs.sharing(asked(it, "name")).to_json())
     get("/v0/stats", "stats", lambda _: verbs.stats())
 
     async def health() -> Response:

@@ -13,7 +13,6 @@ from typing import Self
 
 from ramet import _core
 from ramet.errors import InvalidError, NotFoundError, UnavailableError
-from ramet.fullness import Fullness
 from ramet.names import NumberedNames, check_snapshot_name, format_time_name, is_uuid
 from ramet.records import NO_TAGS, ObjectRecord
 from ramet.tags import Selector, matches, tags_and_root_of, tags_of
@@ -64,15 +63,6 @@ class PoolBase(Commands):
     def poisoned_reason(self) -> str:
         """The failed write or sync after which writes are refused; empty: they are not."""
         return self._core.poisoned_reason
-
-    def fullness(self) -> Fullness:
-        """Say what the pool takes of what there is; its `state()` is `ok`, `low` or `critical`.
-
-        Raises: UnavailableError where the file system does not say.
-        Example: pool.fullness().state()
-        """
-        self._check_usable()
-        return Fullness(*self._core.fullness())
 
     def close(self) -> None:
         """Stop its NBD servers, make everything durable, and let others open the pool. Idempotent.

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from ramet import _core
 from ramet.errors import CorruptError, FullError, InvalidError
-from ramet.pool.base import PoolBase
+from ramet.pool.space import PoolSpace
 from ramet.pool.transfers import Transfers, hash_device
 from ramet.records import Verified
 from ramet.tags import attributes_with_root, tags_and_root_of
@@ -19,7 +19,7 @@ from ramet.volume import SnapshotLike
 Progress = Callable[[int, int], None]
 
 
-class PoolRoots(PoolBase):
+class PoolRoots(PoolSpace):
     """What a pool does with root hashes; see `Pool`."""
 
     def verify(self, snapshot: SnapshotLike, *, progress: Progress | None = None) -> Verified:

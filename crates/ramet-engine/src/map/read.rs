@@ -29,7 +29,7 @@ impl Extent {
     }
 
     /// Take `next` in where it goes on where this one ends.
-    pub(super) fn merge(&mut self, next: &Extent) -> bool {
+    pub(crate) fn merge(&mut self, next: &Extent) -> bool {
         let goes_on = match (self.locator, next.locator) {
             (Some(own), Some(next)) => continues(own, self.count, next),
             (None, None) => true,

@@ -1,0 +1,192 @@
+//! Figures about objects: what is its own of each in a list of all, who shares most with one, how
+//! scattered one is.
+//!
+//! Reads maps, changes nothing. Invariants: a figure is exact for a moment between the call that
+//! made it and its answer, and names it; commands wait for one object's walk at most, reads and
+//! writes for none.
+
+use crate::engine::Engine;
+use crate::ids::IdMap;
+use crate::map::{Extent, LEAF_BLOCKS, diff};
+use crate::object::Object;
+use crate::reclaim::ObjectSpace;
+use crate::{EngineError, Kind};
+use parking_lot::Mutex;
+use ramet_log::{BLOCK_BYTES_U64, ObjectId};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// A list shows figures that are not older.
+const AGE_MAX: Duration = Duration::from_secs(60);
+/// Objects that are compared to find who shares most.
+const COMPARED_MAX: usize = 1000;
+/// Nodes that all these comparisons look at.
+const NODES_MAX: u64 = 1 << 20;
+/// Leaves that are looked at to say how scattered an object is.
+const LEAVES_MAX: u64 = 4096;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Figures of a list, and when they were made.
+#[derive(Default)]
+pub(crate) struct Figures(Mutex<IdMap<ObjectId, (Instant, ObjectSpace)>>);
+
+/// An object that shares blocks with another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sharer {
+    /// Its name.
+    pub name: String,
+    /// Bytes of blocks that both hold.
+    pub shared_bytes: u64,
+}
+
+/// How scattered an object's blocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scatter {
+    /// Runs of blocks that lie one behind the other, in what was looked at,
+    pub fragments_count: u64,
+    /// and the bytes of these blocks.
+    pub looked_at_bytes: u64,
+}
+
+impl Engine {
+    /// What each object takes, by UUID, in any order; without those whose maps are damaged. A
+    /// figure may be a minute old.
+    ///
+    /// # Errors
+    /// `Unavailable` where a map cannot be read now.
+    pub fn list_space(&self, now: Instant) -> Result<Vec<(Uuid, ObjectSpace)>> {
+        let objects: Vec<Arc<Object>> = self.table.read().all().cloned().collect();
+        let mut known = std::mem::take(&mut *self.figures.0.lock());
+        let mut listed = Vec::with_capacity(objects.len());
+        let mut fresh = IdMap::default();
+        for object in objects {
+            let id = object.id();
+            let young = |made: &Instant| now.saturating_duration_since(*made) < AGE_MAX;
+            let space = match known.remove(&id) {
+                Some((made, space)) if young(&made) => Some((made, space)),
+                Some(_) | None => self.space_of(&object)?.map(|space| (now, space)),
+            };
+            if let Some((made, space)) = space {
+                listed.push((object.fixed.uuid, space));
+                fresh.insert(id, (made, space));
+            }
+        }
+        *self.figures.0.lock() = fresh;
+        Ok(listed)
+    }
+
+    /// `None` where it was deleted meanwhile, or its map is damaged.
+    fn space_of(&self, object: &Object) -> Result<Option<ObjectSpace>> {
+        let _commands = self.commands.lock();
+        if object.is_deleted() {
+            return Ok(None);
+        }
+        match self.space_of_held(object) {
+            Err(error) if error.kind == Kind::Corrupt => Ok(None),
+            told => told.map(Some),
+        }
+    }
+
+    /// While no command can change the tree.
+    pub(crate) fn space_of_held(&self, object: &Object) -> Result<ObjectSpace> {
+        let _pin = self.reclaim.pin();
+        let sequence = self.log.appended().0;
+        let (mapped, exclusive) = self.space.of_one(object.place())?;
+        let (mapped_bytes, exclusive_bytes) =
+            (mapped * BLOCK_BYTES_U64, exclusive * BLOCK_BYTES_U64);
+        Ok(ObjectSpace { mapped_bytes, exclusive_bytes, sequence })
+    }
+
+    /// The objects that share most with one, `count` at most, most first; and how many were
+    /// compared: not all, where there are very many, but its nearest relatives.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` and `Unavailable` where its own map cannot be read.
+    pub fn sharers(&self, name: &str, count: usize) -> Result<(Vec<Sharer>, u64)> {
+        let object = self.find_object(name)?;
+        let _pin = self.reclaim.pin();
+        let own = object.head.map().clone();
+        let mut found: Vec<Sharer> = Vec::new();
+        let (mut compared, mut nodes) = (0, 0);
+        for other in self.relatives(&object) {
+            if nodes > NODES_MAX {
+                break;
+            }
+            let map = other.head.map().clone();
+            let (mut differ, mut from) = (0, 0);
+            let mut tell = |extent: Extent| {
+                differ += if extent.locator.is_some() { extent.count } else { 0 };
+            };
+            let told = loop {
+                match diff(&map, &own, from, u64::MAX - from, &mut tell) {
+                    Ok(visited) => break Ok(visited),
+                    Err((told, missing)) => match self.nodes.load(&missing) {
+                        Ok(()) => from = told,
+                        Err(error) => break Err(error),
+                    },
+                }
+            };
+            // Who cannot be read shares nothing that is known.
+            let Ok(visited) = told else { continue };
+            nodes += visited;
+            compared += 1;
+            let shared_bytes = (own.mapped() - differ) * BLOCK_BYTES_U64;
+            if shared_bytes > 0 && !other.is_deleted() {
+                found.push(Sharer { name: other.name(), shared_bytes });
+            }
+        }
+        found.sort_by(|a, b| b.shared_bytes.cmp(&a.shared_bytes).then_with(|| a.name.cmp(&b.name)));
+        found.truncate(count);
+        Ok((found, compared))
+    }
+
+    /// Objects of the same family: ancestor and descendants first, then by when they were made.
+    fn relatives(&self, object: &Object) -> Vec<Arc<Object>> {
+        let own = object.place();
+        let all: Vec<Arc<Object>> = self.table.read().all().cloned().collect();
+        let same = self.space.in_family(own, all.iter().map(|other| other.place()));
+        let mut found: Vec<(bool, u64, Arc<Object>)> = Vec::new();
+        let above = self.space.living_ancestor(own);
+        for (other, same) in all.into_iter().zip(same) {
+            if same && other.id() != object.id() {
+                let near = Some(other.place()) == above
+                    || self.space.living_ancestor(other.place()) == Some(own);
+                found.push((!near, other.id().0.abs_diff(object.id().0), other));
+            }
+        }
+        found.sort_by_key(|(far, apart, other)| (*far, *apart, other.id()));
+        found.into_iter().take(COMPARED_MAX).map(|(_, _, other)| other).collect()
+    }
+
+    /// How scattered an object's blocks are: of a large one some thousand leaves are looked at.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` and `Unavailable` where its map cannot be read.
+    pub fn scatter(&self, name: &str) -> Result<Scatter> {
+        let object = self.find_object(name)?;
+        let _pin = self.reclaim.pin();
+        let leaves = object.size_bytes().div_ceil(LEAF_BLOCKS * BLOCK_BYTES_U64);
+        let stride = leaves.div_ceil(LEAVES_MAX).max(1);
+        let (mut fragments, mut blocks) = (0, 0);
+        let mut last: Option<Extent> = None;
+        for leaf in (0..leaves).step_by(usize::try_from(stride).unwrap_or(usize::MAX)) {
+            let found = self.nodes.with(|| {
+                let mut extents = Vec::new();
+                object.head.map().lookup(leaf * LEAF_BLOCKS, LEAF_BLOCKS, &mut extents)?;
+                Ok(extents)
+            })?;
+            for extent in found.into_iter().filter(|extent| extent.locator.is_some()) {
+                blocks += extent.count;
+                let goes_on = last.as_mut().is_some_and(|last| last.merge(&extent));
+                if !goes_on {
+                    fragments += 1;
+                    last = Some(extent);
+                }
+            }
+        }
+        let looked_at_bytes = blocks * BLOCK_BYTES_U64;
+        Ok(Scatter { fragments_count: fragments, looked_at_bytes })
+    }
+}
