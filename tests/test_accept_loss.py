@@ -9,6 +9,7 @@ import pytest
 
 import ramet
 from pool_checks import assert_clean
+from pool_forge import OBJECTS, newest_slot, word
 from ramet.errors import BusyError, CorruptError, NotFoundError
 from ramet.records import LossReport
 
@@ -147,6 +148,38 @@ def test_what_is_kept_of_a_sealed_segment_is_not_given_back(pool_path: Path) -> 
             pool.checkpoint()
             pool.reclaim(everything=True)
         assert_clean(copy)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(pool_path: Path) -> None:
+    """One bad sector in the list of objects made all of a pool useless, though nothing was lost."""
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        pool.create_volume("db", "8MiB").write(0, b"a" * 300 * BLOCK_BYTES)
+    with ramet.open(pool_path) as pool:
+        pool.volume("db").snapshot("db@1")
+        pool.volume("db").write(0, b"b" * 300 * BLOCK_BYTES)
+        pool.delete([pool.clone("db", "clone")[0].name])
+    superblock = (pool_path / "superblock").read_bytes()
+    page = superblock[newest_slot(superblock) :]
+    root = next(at + 8 for at in range(256, BLOCK_BYTES, 56) if page[at] == OBJECTS)
+    address = word(page, root)
+    file = pool_path / "nodes" / f"{address >> 16:012x}.map"
+    content = bytearray(file.read_bytes())
+    content[(address & 0xFFFF) * 64 + 30] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CorruptError) as caught:
+        ramet.open(pool_path)
+    assert caught.value.code == "checkpoint_damaged"
+    assert "--accept-loss" in caught.value.text
+    done = ramet_check(pool_path, "--accept-loss", pool_path.name)
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint before it was taken" in done.stdout
+    assert "lost writes" not in done.stdout
+    assert_clean(pool_path)
+    with ramet.open(pool_path) as pool:
+        assert [it.name for it in pool.objects()] == ["db", "db@1"]
+        assert pool.volume("db").read(0, 300 * BLOCK_BYTES) == b"b" * 300 * BLOCK_BYTES
+        assert pool.get("db@1").read(0, 300 * BLOCK_BYTES) == b"a" * 300 * BLOCK_BYTES
+    assert_clean(pool_path)
 
 
 def test_what_was_lost_is_kept_beside_the_pool_with_a_report(damaged_pool: Path) -> None:

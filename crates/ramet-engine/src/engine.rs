@@ -213,7 +213,7 @@ impl Engine {
         let mut start = |newest: &Commit, older: Option<&Commit>| {
             // Going back to before damage is not to fail for want of room.
             crate::limit::begin(&limited, newest, acceptance.is_none())?;
-            opening.borrow_mut().start(&table_nodes, newest, older)
+            opening.borrow_mut().start_with(&table_nodes, newest, older, acceptance)
         };
         let mut apply = |said: Replay<'_>| opening.borrow_mut().replay(said);
         let log = if let Some(acceptance) = acceptance {
@@ -472,6 +472,26 @@ impl Opening {
             reached: Reached::default(),
             older: None,
             unread: None,
+        }
+    }
+
+    /// As `start`; where loss is accepted the older checkpoint will do as well.
+    fn start_with(
+        &mut self,
+        table_nodes: &NodeFiles,
+        newest: &Commit,
+        older: Option<&Commit>,
+        acceptance: Option<&Acceptance>,
+    ) -> Result<Known, EngineError> {
+        let started = self.start(table_nodes, newest, older);
+        match (started, acceptance, older.filter(|older| older.log == newest.log)) {
+            (Err(error), Some(how), Some(older)) if error.kind == Kind::Corrupt => {
+                *self = Opening::new(self.nodes.clone());
+                let Ok(known) = self.start(table_nodes, older, None) else { return Err(error) };
+                how.note_older_used(&error);
+                Ok(Known { from_older: true, ..known })
+            }
+            (started, ..) => started,
         }
     }
 

@@ -80,6 +80,13 @@ pub(crate) struct Acceptance {
 }
 
 impl Acceptance {
+    /// The newest checkpoint cannot be read, and the one before it was.
+    pub(crate) fn note_older_used(&self, error: &EngineError) {
+        let what = error.text.split("; hint: ").next().unwrap_or_default();
+        let text = format!("{what}; the checkpoint before it was taken, and the log after that");
+        self.cause.replace(Some(text));
+    }
+
     /// Look which objects need what cannot be read: before the first report.
     pub(crate) fn look(&self, loss: &Loss, table: &Table, nodes: &Nodes) {
         self.unreadable.replace(unreadable::find(table, nodes, &loss.unreadable));

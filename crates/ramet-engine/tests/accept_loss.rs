@@ -43,6 +43,46 @@ impl Scene {
         scene
     }
 
+    /// A pool that ended behind its second checkpoint, of which the older slot shows the first.
+    fn of_two_checkpoints() -> Self {
+        let run = Run::quiet(0);
+        let mut scene = Scene { run, states: vec![(0, Pool::default())] };
+        scene.note();
+        scene.steps(&[create("a", 4096), create("b", 512), write("a", 0, 200, 1000)]);
+        scene.steps(&[Step::Checkpoint, snapshot_of("a", "s"), write("a", 100, 120, 2000)]);
+        scene.steps(&[
+            write("b", 7, 3, 3000),
+            create("c", 64),
+            delete("s"),
+            write("a", 9, 5, 4000),
+        ]);
+        scene.steps(&[Step::Checkpoint, write("c", 1, 2, 5000), write("a", 300, 120, 6000)]);
+        scene.run.kill();
+        scene
+    }
+
+    /// The pool with each piece of its trees damaged that lets nobody open it, and where that is.
+    fn without_newest_checkpoint(&self) -> Vec<(Arc<FaultStore>, String)> {
+        let mut found = Vec::new();
+        for directory in ["nodes", "tables"] {
+            for name in self.store().list(directory).expect("listed") {
+                let path = format!("{directory}/{name}");
+                for at in (SLOT..content(&self.store(), &path).len() as u64).step_by(64) {
+                    let store = self.store();
+                    store.flip_bit(&path, at + 9, 2).expect("flipped");
+                    let opened = self.open(&store).map(drop);
+                    if opened.is_err_and(|error| error.code == "checkpoint_damaged") {
+                        // As it was before somebody tried.
+                        let store = self.store();
+                        store.flip_bit(&path, at + 9, 2).expect("flipped");
+                        found.push((store, format!("{path} at {at}")));
+                    }
+                }
+            }
+        }
+        found
+    }
+
     /// Steps, each in a batch of its own.
     fn steps(&mut self, steps: &[Step]) {
         for step in steps {
@@ -197,8 +237,6 @@ fn a_log_that_cannot_be_applied_ends_before_the_batch_that_fails() {
             let Err(error) = scene.open(&store).map(drop) else { continue };
             if error.code != "node_damaged" {
                 assert_eq!(error.code, "checkpoint_damaged", "{error}");
-                let still = Engine::accept_loss_in(store, scene.run.settings.clone());
-                assert_eq!(still.expect_err("refused").code, "checkpoint_damaged");
                 continue;
             }
             let context = &format!("{path} at {at}");
@@ -210,6 +248,76 @@ fn a_log_that_cannot_be_applied_ends_before_the_batch_that_fails() {
         }
     }
     assert!(accepted > 0, "no leaf is written to");
+}
+
+/// A damaged node of the newest checkpoint's trees made a pool useless, though the checkpoint
+/// before it was whole and the log had all that came after it. Nothing is lost.
+#[test]
+fn the_checkpoint_before_a_damaged_one_and_the_log_have_everything() {
+    let (mut accepted, mut refused) = (0, 0);
+    for scene in [Scene::new(true), Scene::of_two_checkpoints()] {
+        let last = scene.states.last().expect("noted").0;
+        for (store, context) in scene.without_newest_checkpoint() {
+            let report = match scene.accept(&store) {
+                Ok(report) => report,
+                // Both checkpoints have the node.
+                Err(error) => {
+                    assert_eq!(error.code, "checkpoint_damaged", "{context}: {error}");
+                    refused += 1;
+                    continue;
+                }
+            };
+            assert!(report.damage.contains("the checkpoint before it was taken"), "{context}");
+            assert_eq!((report.kept_sequence, &report.objects[..]), (last, &[][..]), "{context}");
+            assert!(scene.check(&store, last, &context).is_empty(), "{context}");
+            accepted += 1;
+        }
+    }
+    assert!(accepted > 10, "{accepted} accepted, {refused} refused");
+}
+
+/// Crashes on the way back to the older checkpoint, whose slot is the only one that can be used: it
+/// is not written before the other one holds the same.
+#[test]
+fn a_power_loss_on_the_way_back_to_the_older_checkpoint_loses_nothing() {
+    let scene = Scene::of_two_checkpoints();
+    let last = scene.states.last().expect("noted").0;
+    let copy = |store: &FaultStore| Arc::new(store.crash(Kept::Everything));
+    let damaged = scene.without_newest_checkpoint();
+    let mut damaged = damaged.iter().filter(|(store, _)| scene.accept(&copy(store)).is_ok());
+    let (damaged, _) = damaged.next().expect("one can be accepted");
+    let rehearsal = copy(damaged);
+    scene.accept(&rehearsal).expect("accepted");
+    let (mut refused, mut opened) = (0, 0);
+    for moment in 0..rehearsal.changes_count() {
+        // And where the slot that was written last is spoiled by the crash.
+        let fates = (0..4).map(|seed| (Kept::Random(seed), false));
+        let always = [(Kept::Nothing, false), (Kept::Everything, false), (Kept::Everything, true)];
+        for (fate, spoils) in always.into_iter().chain(fates) {
+            let store = copy(damaged);
+            store.plan(When::Change(moment), Fault::PowerOff);
+            let context = &format!("change {moment}, {fate:?}, spoiled {spoils}");
+            let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone());
+            let store = Arc::new(store.crash(fate));
+            if spoils {
+                damage_newer_slot(&store);
+            }
+            match scene.open(&store).map(drop) {
+                Ok(()) => opened += 1,
+                // The older one is whole, so the pool opens from it.
+                Err(error) if spoils => panic!("{context}: {error}"),
+                Err(error) => {
+                    assert_eq!(error.code, "checkpoint_damaged", "{context}: {error}");
+                    let report = scene.accept(&store);
+                    let report = report.unwrap_or_else(|error| panic!("{context}: {error}"));
+                    assert_eq!(report.kept_sequence, last, "{context}");
+                    refused += 1;
+                }
+            }
+            assert!(scene.check(&store, last, context).is_empty(), "{context}");
+        }
+    }
+    assert!(refused > 0 && opened > 0, "{refused} refused, {opened} opened");
 }
 
 /// A node that is read wrong once, and right the next time, is no loss to accept.

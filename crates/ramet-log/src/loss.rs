@@ -94,6 +94,7 @@ impl Opening<'_> {
             // What was told of it is in part done: who calls begins anew, with a limit.
             (Err(_), _) if self.contradicts => return read.map(|()| None),
             (Err(error @ LogError::Damaged { .. }), _) | (Ok(()), Err(error)) => error.to_string(),
+            (Ok(()), Ok(())) if known.from_older => "the newest checkpoint cannot be read".into(),
             (Ok(()), Ok(())) => return Ok(None),
             (Err(_), _) => return read.map(|()| None),
         };

@@ -30,6 +30,8 @@ use std::sync::atomic::Ordering;
 pub struct Known {
     /// All of them, up to the one that holds the cut.
     pub segments: Vec<SegmentEntry>,
+    /// Whether the older commit's checkpoint was read, because the newest's cannot be.
+    pub from_older: bool,
 }
 
 /// Reads a checkpoint: the newest commit, and the older one where it verifies.
@@ -108,8 +110,11 @@ impl Log {
             );
             return Err(LogError::Unsupported { reason }.into());
         }
-        let slots = superblock::read(&*store, descriptor.seed)?;
+        let mut slots = superblock::read(&*store, descriptor.seed)?;
         let known = start(&slots.newest, slots.older.as_ref())?;
+        if known.from_older {
+            slots.fall_back();
+        }
         Ok(Self::recover(store, lock, descriptor, slots, known, how, apply)?)
     }
 

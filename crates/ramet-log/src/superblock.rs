@@ -61,6 +61,21 @@ pub(crate) fn read(store: &dyn Store, seed: u64) -> Result<Slots> {
 }
 
 impl Slots {
+    /// Go on from the older commit's checkpoint: nothing that came after it was given back as long
+    /// as a slot named it, so the log has the rest. Whoever calls has seen that there is one.
+    pub(crate) fn fall_back(&mut self) {
+        let Some(older) = self.older.take() else { return };
+        // The next commit goes over the one that cannot be used, not over the one that is.
+        let skipped = u64::from((self.newest.number + 1) % 2 != self.newest_slot);
+        self.newest = Commit {
+            number: self.newest.number + skipped,
+            cut: older.cut,
+            roots: older.roots,
+            table_file: older.table_file,
+            ..self.newest.clone()
+        };
+    }
+
     /// Make the newer slot durable as it was read; then give an invalid one a copy of it. (A valid
     /// older one was durable before the newer was written.)
     pub(crate) fn make_durable(&self, store: &dyn Store) -> Result<()> {

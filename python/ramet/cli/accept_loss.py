@@ -1,4 +1,4 @@
-"""`ramet check --accept-loss`: go back to before the damage of a log.
+"""`ramet check --accept-loss`: go back to before the damage of a log or a checkpoint.
 
 Invariant: nothing is written before the pool was named twice, as an option and by who is asked, or
 as the option's value.
@@ -12,7 +12,7 @@ from ramet.cli.output import print_json
 from ramet.config import find_pool_path
 from ramet.errors import CorruptError, InvalidError
 
-DAMAGED = ("log_damaged", "node_damaged")
+DAMAGED = ("log_damaged", "node_damaged", "checkpoint_damaged")
 
 
 def accept_loss(arguments: Namespace) -> None:
@@ -50,7 +50,7 @@ def _confirm(path: Path, given: str, error: CorruptError) -> None:
         print(
             f"{error.text}\n"
             f"this takes pool '{path}', all its volumes and snapshots, back to before the damage;\n"
-            f"what was written later is lost, and set aside in '{path}/lost'\n"
+            f"what was written later and cannot be followed is lost, and kept in '{path}/lost'\n"
             f"type the pool's name, {name}: ",
             end="",
             file=sys.stderr,

@@ -91,8 +91,10 @@ def accept_loss(path: str | os.PathLike[str]) -> LossReport | None:
     """Make a pool usable again whose log is damaged or cannot be replayed, so that `open` refuses.
 
     It goes back to the last moment up to which the log can be followed; everything later is lost,
-    for all volumes alike. No byte is removed: the rest of the log is set aside in `lost/` in the
-    pool, with a report. The pool is closed again, and opens with `open` from then on.
+    for all volumes alike. Where the newest checkpoint cannot be read it takes the one before it and
+    the log after that: then nothing is lost but what damage of the log costs. No byte is removed:
+    the rest of the log is set aside in `lost/` in the pool, with a report. The pool is closed
+    again, and opens with `open` from then on.
     Durable on return; after a crash before that the pool is refused as before, or opens at the same
     moment. Result: what was lost; None where the log is whole.
     Raises: what `open` raises; CorruptError where something else than the log is damaged.

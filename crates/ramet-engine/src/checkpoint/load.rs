@@ -51,7 +51,8 @@ impl Reached {
 fn contradiction(what: &str, key: u64) -> EngineError {
     let text = format!(
         "the checkpoint's entry {key:#x} of {what} cannot be; \
-         hint: nothing was changed; `ramet check` names what is wrong"
+         hint: nothing was changed; `ramet check` names what is wrong, and with --accept-loss \
+         goes back to the checkpoint before it, if that can be read"
     );
     EngineError::new(Kind::Corrupt, "checkpoint_damaged", text)
 }
@@ -64,7 +65,8 @@ fn of_a_tree(error: EngineError) -> EngineError {
     let what = error.text.split("; hint: ").next().unwrap_or_default();
     let text = format!(
         "the checkpoint cannot be read: {what}; \
-         hint: nothing was changed; restore the file, or the pool from a copy"
+         hint: nothing was changed; restore the file, or the pool from a copy, or see whether the \
+         checkpoint before it can be read: `ramet check --accept-loss`"
     );
     EngineError::new(Kind::Corrupt, "checkpoint_damaged", text)
 }
