@@ -46,6 +46,10 @@ TUTORIAL = ROOT / "docs" / "start" / "first-pool.md"
 README = ROOT / "README.md"
 CLI = ROOT / "docs" / "reference" / "cli.md"
 SYSTEM_PYTHON = "/usr/bin/python3"  # Has libnbd's module where the tests' own has not.
+TOOLS = (
+    *("curl", "fio", "mke2fs", "nbdcopy", "nbdinfo", "openssl"),
+    *("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"),
+)
 PYTHON = ROOT / "docs" / "reference" / "python.md"
 HTTP = ROOT / "docs" / "reference" / "http.md"
 DURABILITY = ROOT / "docs" / "concepts" / "durability.md"
@@ -249,11 +253,11 @@ def shell_of(path: Path, section: str | None = None) -> str:
 def run_script(text: str, directory: Path) -> str:
     """Run shell examples as one script. Result: stdout. Skips by name where a tool is missing."""
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
-    for tool in ("curl", "fio", "mke2fs", "nbdcopy", "nbdinfo", "qemu-img", "qemu-io", "qemu-nbd"):
+    for tool in TOOLS:
         if re.search(rf"^{tool} ", text, re.MULTILINE) and shutil.which(tool, path=tools) is None:
             pytest.skip(f"no {tool}")
     script = SCRIPT + re.sub(
-        r"^(ramet .*serve) &.*$",
+        r"^(ramet .*serve\b(?:.*\\\n)*.*?) &$",
         lambda found: READY.replace("{command}", found.group(1)),
         text.replace("/srv/", f"{directory}/"),
         flags=re.MULTILINE,
