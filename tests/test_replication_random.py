@@ -173,7 +173,9 @@ class Play:
             there.snapshots[it.uuid] = here.snapshots[it.uuid]
             image = here.snapshots[it.uuid][1]
             assert there.pool.get(it.uuid).read(0, len(image)) == image
-            assert there.pool.record(it.uuid).batch == here.pool.record(it.uuid).batch
+            arrived, sent = there.pool.record(it.uuid), here.pool.record(it.uuid)
+            assert (arrived.batch, arrived.root) == (sent.batch, sent.root)
+            assert arrived.root == it.root
 
     def is_refused(self, here: Site, there: Site, uuids: list[str], stream: bytes) -> bool:
         """Have it received where it must not change anything."""

@@ -155,6 +155,27 @@ def test_a_group_appears_at_once_or_not_at_all(pool: ramet.Pool, remote: ramet.P
         assert content(remote, name) == content(pool, name)
 
 
+def test_what_was_proved_stays_so_when_it_is_told_again(
+    pool: ramet.Pool, remote: ramet.Pool
+) -> None:
+    """A stream from the start that was cut in its first snapshot took the root back of what had
+    been proved before; the rest began behind it, and it was admitted without a root.
+    """
+    chain(pool)
+    stream = stream_of(pool, ["db@1", "db@3"])
+    parts = records_of(stream)
+    (second,) = [at for at, part in enumerate(parts) if part[0] == 2 and at > 2]
+    assert code_of(lambda: take_in(remote, b"".join(parts[: second + 1]))) == "stream_cut"
+    token = token_of(remote)
+    assert token.endswith("-1-0")
+    assert code_of(lambda: take_in(remote, b"".join(parts[:4]))) == "stream_cut"
+    assert token_of(remote) == token
+    take_in(remote, stream_of(pool, ["db@1", "db@3"], resume=token))
+    for name in ("db@1", "db@3"):
+        assert remote.record(name).root == pool.record(name).root
+        assert remote.verify(name).root == root_of_image(content(pool, name))
+
+
 @pytest.mark.slow
 def test_a_cut_stream_is_resumed_where_it_was_cut(pool: ramet.Pool, tmp_path: Path) -> None:
     """At every record, with the pools closed and opened in between."""

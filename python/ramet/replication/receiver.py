@@ -144,10 +144,8 @@ def position(parts: Sequence[Incomplete], what: str | None = None) -> str:
             f"{len(transfers)} transfers are incomplete;"
             " hint: name one, see `ramet receive --list`",
         )
-    last = max(it for it in parts if it.transfer == transfers[0])
-    if last.root is not None:
-        return str(Token(last.transfer, last.place + 1, 0))
-    return str(Token(last.transfer, last.place, last.block))
+    states = {it.place: it for it in parts if it.transfer == transfers[0]}
+    return str(Token(transfers[0], *_end_of(states)))
 
 
 def abandon(pool: Pool, what: str) -> list[Incomplete]:
@@ -192,6 +190,14 @@ def _state(hidden: Hidden) -> Incomplete:
         held["block"],
         held["root"],
     )
+
+
+def _end_of(states: dict[int, Incomplete]) -> tuple[int, int]:
+    """Give the place and block before which all of a transfer arrived, and was proved."""
+    place = 0
+    while place in states and states[place].root is not None:
+        place += 1
+    return place, states[place].block if place in states else 0
 
 
 def _names(header: Header, name: str | None) -> list[str]:
@@ -272,11 +278,7 @@ class _Receiver:
                 )
             if item.base is not None and index not in self._states:
                 self._check_base(item)
-        last = max(self._states, default=0)
-        state = self._states.get(last)
-        here = (last, state.block if state else 0)
-        if state is not None and state.root is not None:
-            here = (last + 1, 0)
+        here = _end_of(self._states)
         if header.start > here:
             raise InvalidError(
                 "resume_gap",
@@ -375,7 +377,9 @@ class _Receiver:
 
     def _note(self) -> None:
         """Say how far it is."""
-        if self._device is not None:
+        state = self._states.get(self._index)
+        # What was proved stays so, though it is told once more.
+        if self._device is not None and (state is None or state.root is None):
             # A record in the log: what was written before it is durable with it.
             self._write_note(None)
             self._unnoted_bytes = 0
@@ -421,7 +425,9 @@ class _Receiver:
     def admit(self) -> list[Received]:
         """Let all of them appear."""
         items = self._header.snapshots
-        roots = [self._states[index].root or "" for index in range(len(items))]
+        proved = (self._states[place].root for place in range(len(items)))
+        roots = [root for root in proved if root is not None]
+        assert len(roots) == len(items), "nothing is admitted that was not proved here"
         attributes = [_attributes(*it) for it in zip(items, roots, strict=True)]
         made = self._transfers.admit([it.uuid for it in items], self._names, attributes)
         return [
