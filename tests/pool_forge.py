@@ -100,7 +100,7 @@ def field_at(content: bytes | bytearray, tag: int, start: int = 0) -> int:
     return min(found) + 8
 
 
-def batches_of(segment: bytes) -> list[int]:
+def batches_of(segment: bytes | bytearray) -> list[int]:
     """Give the slots of the headers of a segment's batches."""
     found, slot = [], 1
     while segment[slot * BLOCK_BYTES :][:4] == b"RBAT":
