@@ -289,6 +289,15 @@ def test_a_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert now == pytest.approx(2.5)
 
 
+def test_the_length_of_a_stream_is_guessed_from_its_header(sites: tuple[Path, Path]) -> None:
+    with product.open(sites[0]) as pool:
+        stream = stream_of(pool, ["db@1", "log@1"])
+        mapped = sum(pool.record(name).mapped_bytes for name in ("db@1", "log@1"))
+    assert streams.expected_bytes(stream[:MIB]) == mapped
+    for begun in (b"", stream[:10], stream[:100], bytes(100), b"x" * 100, b"[" + bytes(100)):
+        assert streams.expected_bytes(begun) is None
+
+
 def test_frames_tell_pieces_and_errors() -> None:
     pieces = [Piece(b"one", 1, 9), Piece(b"two" * 1000, 9, 9)]
 

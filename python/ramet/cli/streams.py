@@ -4,15 +4,17 @@ Imports client; replication where the pool is opened here. Invariant: stdout of 
 `receive` carry the stream and nothing else; how far it is goes to stderr.
 """
 
+import json
 import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ramet.cli.output import print_json, print_table
+from ramet.cli.progress import Show, show_bytes
 from ramet.cli.session import verbs_of
 from ramet.client import Client
 from ramet.errors import InvalidError, UnavailableError
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
     from ramet.verbs import Verbs
 
 READ_BYTES = 1 << 20
+# Where the header's JSON and its length are: docs/internals/stream.md, "Bytes".
+HEADER_LENGTH_AT, HEADER_AT = 20, 24
 # With a rate, so much is written at once: a tenth of a second.
 WRITES_PER_SECOND = 10
-
-# Is told bytes that are through, and how many there are; None: not known.
-Show = Callable[[int, int | None], None]
 
 
 def send(arguments: Namespace) -> None:
@@ -44,7 +45,7 @@ def send(arguments: Namespace) -> None:
             "the stream would go to the terminal; hint: send it to a file or a pipe",
         )
     out = sys.stdout.fileno()
-    with verbs_of(arguments) as verbs, _progress("sending") as show:
+    with verbs_of(arguments) as verbs, show_bytes("sending") as show:
         write = _writer(out, rate)
         with closing(_pieces(verbs, arguments)) as pieces:
             for content, done_bytes, total_bytes in pieces:
@@ -111,7 +112,7 @@ def _receive(verbs: "Verbs", arguments: Namespace) -> None:
         raise InvalidError(
             "stream_from_terminal", "stdin is the terminal; hint: receive from a file or a pipe"
         )
-    with _progress("receiving") as show:
+    with show_bytes("receiving") as show:
         if isinstance(verbs, Client):
             received = verbs.receive(_chunks(show), arguments.name)
         else:
@@ -135,11 +136,30 @@ def _receive(verbs: "Verbs", arguments: Namespace) -> None:
 
 
 def _chunks(show: Show) -> Iterator[bytes]:
-    source, done_bytes = sys.stdin.fileno(), 0
+    source, done_bytes, total_bytes, begun = sys.stdin.fileno(), 0, None, b""
     while chunk := os.read(source, READ_BYTES):
         yield chunk
         done_bytes += len(chunk)
-        show(done_bytes, None)
+        if total_bytes is None and len(begun) < READ_BYTES:
+            begun += chunk
+            total_bytes = expected_bytes(begun)
+        show(done_bytes, total_bytes)
+
+
+def expected_bytes(begun: bytes) -> int | None:
+    """Guess a stream's length from its beginning, for people: what its header says of its data.
+
+    None: that is not known (yet). Nothing is checked; whoever receives it does.
+    Example: expected_bytes(b"")
+    """
+    length = int.from_bytes(begun[HEADER_LENGTH_AT:HEADER_AT], "little")
+    if not begun or len(begun) < HEADER_AT + length:
+        return None
+    try:
+        items = json.loads(begun[HEADER_AT : HEADER_AT + length])["snapshots"]
+        return sum(int(item["data_bytes"]) for item in items)
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _parts(verbs: "Verbs") -> list[dict[str, Any]]:
@@ -182,26 +202,3 @@ def _list(parts: list[dict[str, Any]], as_json: bool) -> None:
             for it in parts
         ]
         print_table(["NAME", "SIZE>", "ARRIVED>", "TRANSFER"], rows)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Show]:
-    """Show how far it is, where somebody looks at stderr."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done_bytes, total_bytes: bar.update(
-            task, completed=done_bytes, total=total_bytes
-        )

@@ -9,8 +9,11 @@ from argparse import Namespace
 from pathlib import Path
 
 from ramet.cli.output import print_json
+from ramet.cli.progress import show_bytes
 from ramet.cli.session import verbs_of
 from ramet.errors import InvalidError
+from ramet.records import Verified
+from ramet.verbs import PoolVerbs, Verbs
 
 
 def verify(arguments: Namespace) -> None:
@@ -31,7 +34,7 @@ def _verify_snapshots(arguments: Namespace) -> None:
     found = []
     with verbs_of(arguments) as verbs:
         for name in arguments.names:
-            verified = verbs.verify(name)
+            verified = _verify(verbs, name)
             found.append(verified.to_json())
             if not arguments.json:
                 print(f"{verified.root}  {verified.name}", flush=True)
@@ -39,10 +42,18 @@ def _verify_snapshots(arguments: Namespace) -> None:
         print_json(found)
 
 
+def _verify(verbs: Verbs, name: str) -> Verified:
+    if not isinstance(verbs, PoolVerbs):
+        return verbs.verify(name)
+    with show_bytes(f"verifying {name}") as show:
+        return verbs.pool.verify(name, progress=show)
+
+
 def _verify_files(files: list[Path], as_json: bool) -> None:
     from ramet.replication import verify_files
 
-    found = verify_files(files)
+    with show_bytes("verifying") as show:
+        found = verify_files(files, progress=show)
     if as_json:
         print_json([it.to_json() for it in found])
         return
