@@ -16,6 +16,7 @@ import ramet
 from blake3_reference import root_of_image
 from pool_checks import assert_clean
 from ramet.errors import BusyError, FullError, NotFoundError, ReadOnlyError
+from ramet.pool.transfers import Incoming
 from ramet.replication import abandon, incomplete, position, receive, send
 from ramet.replication.stream import Run, StreamReader, StreamWriter
 from streams import code_of, listing, records_of, stream_of, take_in, token_of
@@ -397,6 +398,26 @@ def test_what_arrived_is_given_up_on_demand(pool: ramet.Pool, remote: ramet.Pool
     remote.reclaim(everything=True)
     assert remote.stats()["living_bytes"] == 0
     take_in(remote, stream)
+
+
+def test_a_crash_before_anything_was_noted_is_no_obstacle(
+    pool: ramet.Pool, remote: ramet.Pool
+) -> None:
+    """A hidden volume is made before it has its size and its first note: what is left of it says
+    nothing, and the next stream begins anew.
+    """
+    chain(pool)
+    record = pool.record("db@1")
+    left = Incoming(record.uuid, record.batch, None, 1, 4 * MIB)
+    remote.transfers.begin(left, None)
+    assert [(it.transfer, it.uuid) for it in incomplete(remote)] == [("", record.uuid)]
+    assert token_of(remote) == ""
+    take_in(remote, stream_of(pool, ["db@1"]))
+    assert remote.record("db@1") == pool.record("db@1")._replace(parent=None)
+    remote.delete("db@1")
+    remote.transfers.begin(left, None)
+    assert [it.uuid for it in abandon(remote, record.uuid)] == [record.uuid]
+    assert incomplete(remote) == []
 
 
 def test_another_transfer_of_the_same_snapshot_is_told(
