@@ -38,6 +38,10 @@ struct Member {
     opening: Option<u64>,
     /// The objects that the session holds something of, as often as it does.
     objects: Vec<u64>,
+    /// May have to make way: it came over a network and has not chosen an export.
+    uncertain: bool,
+    /// Was ended to make way, and counts no more.
+    gives_way: bool,
 }
 
 /// How others end a session.
@@ -78,14 +82,27 @@ impl Registry {
     }
 
     /// Take in a connection; nothing when the server is full or closing.
-    pub(crate) fn join(self: &Arc<Self>, hangup: Box<dyn Hangup>) -> Option<Membership> {
+    ///
+    /// `uncertain`: it may be anybody's. Where the server is full, the oldest of these that have
+    /// not chosen an export makes way, so that clients who say nothing lock nobody out.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        hangup: Box<dyn Hangup>,
+        uncertain: bool,
+    ) -> Option<Membership> {
         let control = Arc::new(Control { stopped: AtomicBool::new(false), hangup });
         let mut state = self.state.lock();
-        if self.is_closing() || state.members.len() >= self.connections_max {
+        if self.is_closing() || !state.has_room(self.connections_max) {
             return None;
         }
         let id = state.ticket();
-        let member = Member { control: Arc::clone(&control), opening: None, objects: Vec::new() };
+        let member = Member {
+            control: Arc::clone(&control),
+            opening: None,
+            objects: Vec::new(),
+            uncertain,
+            gives_way: false,
+        };
         state.members.insert(id, member);
         drop(state);
         Some(Membership { registry: Arc::clone(self), id, control })
@@ -188,6 +205,24 @@ impl State {
         self.ticket_next += 1;
         self.ticket_next
     }
+
+    /// Whether one more may come, after somebody made way if need be.
+    fn has_room(&mut self, connections_max: usize) -> bool {
+        if self.members.len() < connections_max
+            || self.members.values().filter(|member| !member.gives_way).count() < connections_max
+        {
+            return true;
+        }
+        let idle = |member: &Member| member.opening.is_none() && member.objects.is_empty();
+        let waiting = self
+            .members
+            .iter_mut()
+            .filter(|(_, member)| member.uncertain && !member.gives_way && idle(member));
+        let Some((_, oldest)) = waiting.min_by_key(|(id, _)| **id) else { return false };
+        oldest.gives_way = true;
+        oldest.control.stop();
+        true
+    }
 }
 
 /// Why an export could not be opened.
@@ -270,6 +305,13 @@ impl Membership {
             self.registry.changed.wait(&mut state);
         }
         Ok(())
+    }
+
+    /// The client has chosen an export: it makes way for nobody any more.
+    pub(crate) fn settle(&self) {
+        if let Some(member) = self.registry.state.lock().members.get_mut(&self.id) {
+            member.uncertain = false;
+        }
     }
 
     /// Hold what tells the changes of an object since a snapshot.

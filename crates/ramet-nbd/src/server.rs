@@ -6,10 +6,10 @@
 use crate::address::{self, Address};
 use crate::error::NbdError;
 use crate::large::LargeMemory;
-use crate::registry::Registry;
+use crate::registry::{Membership, Registry};
 use crate::session;
 use crate::tls::{Policy, Tls};
-use crate::transport::{Accepted, Listener};
+use crate::transport::{Accepted, Listener, Transport};
 use parking_lot::Mutex;
 use ramet_engine::Exports;
 use std::io;
@@ -34,7 +34,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Further connections are closed as soon as they are accepted.
+    /// Further connections are closed as soon as they are accepted, unless one that came over a
+    /// network and has not chosen an export can make way.
     pub connections_max: usize,
     /// Bytes that large messages of all connections may hold at once, beyond 2 MiB for each buffer.
     pub large_bytes_max: usize,
@@ -218,9 +219,15 @@ fn accept_connections(
     exports: &Arc<dyn Exports>,
     policy: Option<&Policy>,
 ) {
+    let uncertain = listener.network_address().is_some();
     while !registry.is_closing() {
         match listener.accept() {
-            Ok(accepted) => start_session(accepted, registry, exports, policy),
+            Ok(accepted) => {
+                let Accepted { transport, hangup } = accepted;
+                if let Some(membership) = registry.join(hangup, uncertain) {
+                    start_session(transport, membership, exports, policy);
+                }
+            }
             Err(error) if is_transient(&error) => {}
             // Out of files or memory: others must end first. Closing ends the pause.
             Err(_) => registry.wait_for_closing(ACCEPT_PAUSE),
@@ -234,15 +241,11 @@ fn is_transient(error: &io::Error) -> bool {
 
 /// Start a thread for a connection; without room for it the connection is dropped, which ends it.
 fn start_session(
-    accepted: Accepted,
-    registry: &Arc<Registry>,
+    transport: Box<dyn Transport>,
+    membership: Membership,
     exports: &Arc<dyn Exports>,
     policy: Option<&Policy>,
 ) {
-    let Accepted { transport, hangup } = accepted;
-    let Some(membership) = registry.join(hangup) else {
-        return;
-    };
     let (exports, policy) = (Arc::clone(exports), policy.cloned());
     // Detached: the registry counts sessions, and an unjoined thread would keep its stack.
     let _ = Builder::new()

@@ -33,5 +33,6 @@ fn converse(
 ) -> Result<(), Ended> {
     let mut channel = Channel::new(transport, membership.large());
     let negotiated = Negotiation::new(&mut channel, membership, exports, policy).run()?;
+    membership.settle();
     Transmission::new(&mut channel, membership, &negotiated).run()
 }

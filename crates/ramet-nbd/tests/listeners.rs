@@ -19,10 +19,18 @@ struct Served {
 }
 
 fn start(addresses: Vec<Address>, plain_tcp: bool) -> Result<Served, NbdError> {
+    start_limited(addresses, plain_tcp, Limits::default())
+}
+
+fn start_limited(
+    addresses: Vec<Address>,
+    plain_tcp: bool,
+    limits: Limits,
+) -> Result<Served, NbdError> {
     let exports = Arc::new(MemoryExports::default());
     let volume = exports.add("volume", VOLUME, MemoryDevice::new(1 << 20));
     let listening = Listening { addresses, plain_tcp, ..Listening::default() };
-    let server = NbdServer::start(listening, exports, Limits::default())?;
+    let server = NbdServer::start(listening, exports, limits)?;
     Ok(Served { server, volume })
 }
 
@@ -184,4 +192,36 @@ fn a_stalled_write_of_a_dead_tcp_connection_lands_before_its_successor_is_served
     served.volume.write_gate.open();
     while successor.option_reply().reply != ACK {}
     assert_eq!(successor.read(0, 4), b"old!", "the stalled one landed before, the next never");
+}
+
+/// The story: who reached the port without a certificate could hold every connection that the
+/// server had, without a word, and lock out even the commands of its own machine.
+#[test]
+fn silent_tcp_clients_make_way_and_nobody_else_does() {
+    let directory = Directory::new();
+    let path = directory.path("nbd.sock");
+    let limits = Limits { connections_max: 3, ..Limits::default() };
+    let addresses = vec![Address::unix(&path), Address::Tcp(LOOPBACK)];
+    let served = start_limited(addresses, false, limits).unwrap();
+    // Greeted one after the other, so that it is known which came first.
+    let mut working = served.attach_tcp();
+    let silent = || {
+        let mut client = Client::connect_tcp(&served.tcp());
+        client.greet(3);
+        client
+    };
+    let (mut first, mut second) = (silent(), silent());
+    let mut local = Client::connect(&path);
+    local.greet(3);
+    first.expect_end();
+    let mut by_tcp = served.attach_tcp();
+    second.expect_end();
+    // All three are at work, or of this machine: now it is full.
+    for mut late in [Client::connect(&path), Client::connect_tcp(&served.tcp())] {
+        late.expect_end();
+    }
+    local.go("volume");
+    for client in [&mut working, &mut local, &mut by_tcp] {
+        assert_eq!(client.read(0, 1), [0]);
+    }
 }
