@@ -1,7 +1,7 @@
 """What the guide says of clients that need more than a served pool: each command as it is there.
 
 The other sections of the guide are run by test_documents.py. Places that belong to a machine are
-put below a temporary directory, and names of hosts become an address that no other test has.
+put below a temporary directory, and names of hosts become an address that no other run has.
 """
 
 import grp
@@ -18,7 +18,7 @@ import ramet
 from test_documents import POOL, ROOT, SERVED, run_script, section_of, shell_of
 
 GUIDE = ROOT / "docs" / "guides" / "attach.md"
-HOST = "127.77.0.2"
+HOST = f"127.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
 
 
 @pytest.mark.slow
