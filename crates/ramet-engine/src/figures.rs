@@ -57,7 +57,7 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where a map cannot be read now.
     pub fn list_space(&self, now: Instant) -> Result<Vec<(Uuid, ObjectSpace)>> {
-        let objects: Vec<Arc<Object>> = self.table.read().all().cloned().collect();
+        let objects = self.shown_objects();
         let mut known = std::mem::take(&mut *self.figures.0.lock());
         let mut listed = Vec::with_capacity(objects.len());
         let mut fresh = IdMap::default();
@@ -75,6 +75,12 @@ impl Engine {
         }
         *self.figures.0.lock() = fresh;
         Ok(listed)
+    }
+
+    /// Those that a list shows: what is still being received has no name yet.
+    fn shown_objects(&self) -> Vec<Arc<Object>> {
+        let table = self.table.read();
+        table.all().filter(|object| !object.is_receiving()).cloned().collect()
     }
 
     /// `None` where it was deleted meanwhile, or its map is damaged.
@@ -145,7 +151,7 @@ impl Engine {
     /// Objects of the same family: ancestor and descendants first, then by when they were made.
     fn relatives(&self, object: &Object) -> Vec<Arc<Object>> {
         let own = object.place();
-        let all: Vec<Arc<Object>> = self.table.read().all().cloned().collect();
+        let all = self.shown_objects();
         let same = self.space.in_family(own, all.iter().map(|other| other.place()));
         let mut found: Vec<(bool, u64, Arc<Object>)> = Vec::new();
         let above = self.space.living_ancestor(own);
