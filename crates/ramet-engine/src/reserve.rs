@@ -64,7 +64,9 @@ impl Engine {
     pub(crate) fn release_reserve(&self) -> bool {
         let reserve = &self.reserve;
         let _changing = reserve.changing.lock();
-        reserve.is_whole.swap(false, Ordering::AcqRel) && self.log.store().remove(PATH).is_ok()
+        reserve.is_whole.store(false, Ordering::Release);
+        // Whether or not it is known to be whole: it may be that of an earlier opening.
+        self.log.store().remove(PATH).is_ok()
     }
 
     /// Do what must be possible on a full disk.

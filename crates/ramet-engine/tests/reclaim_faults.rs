@@ -7,7 +7,7 @@ use crash::model::BLOCK_BYTES;
 use crash::run::{Run, Totals};
 use crash::script::{Step, create, delete, snapshot_of, write};
 use crash::{damage_newer_slot, sampled};
-use ramet_engine::Kind;
+use ramet_engine::{Kind, Reclaimed};
 use ramet_store::{Fault, Kept, Store, When};
 
 /// Fates of what was not synced, for each moment.
@@ -193,6 +193,50 @@ fn a_hold_ends_where_there_is_no_space_and_what_is_dead_comes_back() {
     run.resync().expect("looked at");
     run.steps(&[Step::Reclaim { all: true }, write("b", 200, 100, 500_000), Step::Flush]);
     assert!(run.totals.given_back_bytes > 3 << 20, "{:?}", run.totals);
+}
+
+/// A delete comes while space is given back, and nodes are counted before it was looked at: its
+/// map is read still, to find what nobody else holds.
+#[test]
+fn nodes_of_what_is_deleted_meanwhile_stay_until_it_was_looked_at() {
+    let mut run = Run::quiet(11);
+    run.settings.node_budget_bytes = 2 << 10;
+    run.steps(&[create("a", 64 * 512), create("z", 4096), create("b", 4096)]);
+    for leaf in 0..64u64 {
+        run.steps(&[write("a", 512 * leaf, 2, 1000 * (leaf + 1))]);
+    }
+    run.steps(&[snapshot_of("a", "s"), write("z", 0, 300, 200_000), write("b", 0, 200, 300_000)]);
+    run.steps(&[write("a", 3, 1, 400_000), Step::Close, delete("z"), write("b", 0, 90, 500_000)]);
+    let engine = run.engine().clone();
+    let mut deleted = 0;
+    let mut tell = |_: &Reclaimed| {
+        if deleted == 0 {
+            engine.delete(&["a".into(), "s".into()]).expect("deleted");
+            engine.checkpoint().expect("written");
+            deleted = 1;
+        }
+        true
+    };
+    engine.reclaim(true, &mut tell).expect("given back");
+    assert_eq!(deleted, 1, "nothing came between");
+    engine.reclaim(true, &mut |_| true).expect("given back");
+    let stats = engine.stats().expect("figures");
+    assert_eq!((stats.dying_count, stats.living_bytes), (0, 200 * BLOCK_BYTES));
+}
+
+/// The first thing that is done to a full pool after a kill is a delete: the reserve of before was
+/// on the disk, and nobody knew of it, so the delete found no room.
+#[test]
+fn a_full_pool_that_was_killed_takes_a_delete_before_anything_else() {
+    let mut run = story();
+    run.steps(&[Step::Flush]);
+    run.kill();
+    let (free, all) = run.store.space_bytes().expect("told");
+    run.store.set_capacity(Some(all - free));
+    run.reopen().unwrap_or_else(|error| panic!("{error}"));
+    run.steps(&[delete("a"), Step::Reclaim { all: true }, write("b", 200, 100, 500_000)]);
+    run.steps(&[Step::Flush]);
+    run.lose_power(Kept::Nothing).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// P7: writes are refused, deletes are not, and what they free can be used at once; again and
