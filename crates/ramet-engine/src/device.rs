@@ -29,6 +29,10 @@ pub trait BlockDevice: Send + Sync {
     /// `Invalid` past the end; `Corrupt` where a checksum fails; `Unavailable` after close.
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError>;
 
+    /// Say that a range will be read soon: a hint, and returns before anything was read. The range
+    /// need not be inside the object.
+    fn will_read(&self, _offset_bytes: u64, _length_bytes: u64) {}
+
     /// Tell `sink` from `offset_bytes` on what is mapped; what is not is a hole and reads as zeros.
     ///
     /// Reads no data. Ends early where `sink` says so, or where the bound on the work of one call

@@ -18,6 +18,8 @@ use std::sync::atomic::Ordering;
 
 /// Bytes of a write that are in a snapshot whole or not at all; longer ones are several writes.
 const ATOMIC_BYTES: usize = 1 << 20;
+/// Of a read that is announced, as much is fetched ahead.
+const ANNOUNCED_BYTES_MAX: u64 = 1 << 20;
 const ZEROS: [u8; 2 * BLOCK_BYTES] = [0; 2 * BLOCK_BYTES];
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -447,6 +449,24 @@ impl BlockDevice for VolumeDevice {
             rest = &mut rest[taken..];
         }
         Ok(())
+    }
+
+    fn will_read(&self, offset_bytes: u64, length_bytes: u64) {
+        let length_bytes = length_bytes.min(ANNOUNCED_BYTES_MAX);
+        let Some(end_bytes) = offset_bytes.checked_add(length_bytes) else { return };
+        let first = offset_bytes / BLOCK_BYTES_U64;
+        let end = end_bytes.min(self.object.size_bytes()).div_ceil(BLOCK_BYTES_U64);
+        if first >= end || self.engine.log.check_open().is_err() {
+            return;
+        }
+        EXTENTS.with_borrow_mut(|extents| {
+            extents.clear();
+            // Where a node is missing the read itself loads it.
+            if self.object.head.map().lookup(first, end - first, extents).is_ok() {
+                let mapped = extents.iter().filter_map(|it| Some((it.locator?, it.count)));
+                mapped.for_each(|(locator, count)| self.engine.log.will_read(locator, count));
+            }
+        });
     }
 
     fn extents(

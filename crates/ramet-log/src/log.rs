@@ -14,7 +14,7 @@ use crate::room::RoomState;
 use crate::segment::{Segment, SegmentEntry};
 use crate::staging::ChunkPool;
 use crate::tail::Job;
-use crate::types::{BLOCK_BYTES, Locator, Position, SegmentId, Sequence};
+use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Locator, Position, SegmentId, Sequence};
 use parking_lot::{Condvar, Mutex, RwLock};
 use ramet_store::{Lock, Store};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -198,6 +198,16 @@ impl Log {
         }
         let (store, seed) = (self.store(), self.descriptor.seed);
         segment.read(store, &self.pages, seed, locator.slot(), block_index, buffer)
+    }
+
+    /// Have consecutive blocks of a segment fetched by the medium; returns before they are.
+    pub fn will_read(&self, locator: Locator, count: u64) {
+        let segment = self.segments.read().get(&locator.segment()).cloned();
+        // Who reads the file first opens it.
+        if let Some(file) = segment.and_then(|segment| segment.file_of_written(locator.slot())) {
+            let offset_bytes = u64::from(locator.slot()) * BLOCK_BYTES_U64;
+            file.read_ahead(offset_bytes, count * BLOCK_BYTES_U64);
+        }
     }
 
     /// A segment's file is about to be opened: close another one's where too many are open.

@@ -191,6 +191,12 @@ impl Segment {
         Ok(self.file.write().get_or_insert(file).clone())
     }
 
+    /// The file, where it is open and holds this slot.
+    pub(crate) fn file_of_written(&self, slot: u32) -> Option<Arc<dyn File>> {
+        let file = self.file.read().clone()?;
+        (slot < self.written.load(Ordering::Acquire)).then_some(file)
+    }
+
     /// Give the descriptor back; whoever reads through it goes on.
     pub(crate) fn close_file(&self) {
         *self.file.write() = None;

@@ -11,6 +11,7 @@
 //! Source: the NBD protocol document, `doc/proto.md` of `NetworkBlockDevice/nbd`.
 
 mod address;
+mod ahead;
 mod allow;
 mod buffer;
 mod certificate;

@@ -11,6 +11,7 @@ use crate::contexts::Context;
 use crate::errno::{Errno, errno_of};
 use ramet_engine::{BlockDevice, EngineError, Kind};
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 /// Chunks of one read; what follows them is sent as data, zeros included.
 const READ_CHUNKS_MAX: usize = 128;
@@ -57,7 +58,8 @@ impl Replier {
         }
     }
 
-    /// Read and answer with the bytes, in one chunk where `whole`.
+    /// Read and answer with the bytes, in one chunk where `whole`. Result: how long the device
+    /// took.
     pub(crate) fn read(
         &mut self,
         channel: &mut Channel,
@@ -65,11 +67,11 @@ impl Replier {
         device: &dyn BlockDevice,
         whole: bool,
         closing: impl Fn() -> bool,
-    ) -> Result<(), Ended> {
+    ) -> Result<Duration, Ended> {
         match self.style {
             ReplyStyle::Simple => read_simple(channel, request, device, closing),
             ReplyStyle::Chunks(_) if request.length_bytes == 0 => {
-                self.answer(channel, request, Ok(()))
+                self.answer(channel, request, Ok(())).map(|()| Duration::ZERO)
             }
             ReplyStyle::Chunks(style) => {
                 self.read_chunks(channel, &chunks(style, request), request, device, whole, closing)
@@ -85,10 +87,12 @@ impl Replier {
         device: &dyn BlockDevice,
         whole: bool,
         closing: impl Fn() -> bool,
-    ) -> Result<(), Ended> {
+    ) -> Result<Duration, Ended> {
+        let begun = Instant::now();
         if let Err(error) = self.plan_read(request, device, whole) {
             let errno = errno_of(error.kind, closing());
-            return self.answer(channel, request, Err((errno, &error.text)));
+            let answered = self.answer(channel, request, Err((errno, &error.text)));
+            return answered.map(|()| begun.elapsed());
         }
         let data_bytes: u64 =
             self.extents.iter().filter(|(_, mapped)| *mapped).map(|(length, _)| length).sum();
@@ -96,7 +100,10 @@ impl Replier {
         let each = chunks.data_room().max(chunks.hole_room());
         let room_bytes = data_bytes + each * self.extents.len() + chunks.error_room();
         let plan = &self.extents;
+        let mut took = begun.elapsed();
         channel.push_with(room_bytes, true, |room| {
+            // Whatever waited for room to be sent is no part of it.
+            let begun = Instant::now();
             let (mut written, mut at) = (0, request.offset_bytes);
             for (index, (length_bytes, mapped)) in plan.iter().enumerate() {
                 let done = index + 1 == plan.len();
@@ -117,8 +124,10 @@ impl Replier {
                 }
                 at += length_bytes;
             }
+            took += begun.elapsed();
             written
-        })
+        })?;
+        Ok(took)
     }
 
     /// Find out which chunks a read needs: length, and whether data or a hole.
@@ -206,16 +215,20 @@ fn read_simple(
     request: &Request,
     device: &dyn BlockDevice,
     closing: impl Fn() -> bool,
-) -> Result<(), Ended> {
+) -> Result<Duration, Ended> {
     let length_bytes = usize::try_from(request.length_bytes).map_err(|_| Ended)?;
+    let mut took = Duration::ZERO;
     channel.push_with(SIMPLE_REPLY_BYTES + length_bytes, true, |room| {
+        let begun = Instant::now();
         let (header, payload) = room.split_at_mut(SIMPLE_REPLY_BYTES);
         let read =
             if payload.is_empty() { Ok(()) } else { device.read(request.offset_bytes, payload) };
+        took = begun.elapsed();
         let error = read.err().map_or(0, |error| errno_of(error.kind, closing()).value());
         header.copy_from_slice(&SimpleReply { error, cookie: request.cookie }.encode());
         if error == 0 { SIMPLE_REPLY_BYTES + length_bytes } else { SIMPLE_REPLY_BYTES }
-    })
+    })?;
+    Ok(took)
 }
 
 /// Read into a data chunk. Result: bytes written; or on an error the bytes of a chunk with what is

@@ -5,8 +5,9 @@
 //! request. `replies` says how they are answered.
 //! Source: NBD protocol, "Transmission", "Request types".
 
+use crate::ahead::{Ahead, REQUESTS_MAX};
 use crate::channel::{Channel, Ended};
-use crate::codec::values::{CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN};
+use crate::codec::values::{CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN, CMD_READ};
 use crate::codec::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request, StatusPayload};
 use crate::contexts::{CONTEXTS_MAX, Context};
 use crate::errno::{Errno, errno_of};
@@ -35,6 +36,7 @@ pub(crate) struct Transmission<'a> {
     /// Length of a request before its payload.
     header_bytes: usize,
     replier: Replier,
+    ahead: Ahead,
 }
 
 impl<'a> Transmission<'a> {
@@ -49,7 +51,18 @@ impl<'a> Transmission<'a> {
         let header_bytes =
             if agreed.is_extended() { EXTENDED_REQUEST_BYTES } else { REQUEST_BYTES };
         let replier = Replier::new(*replies);
-        Transmission { channel, membership, device, contexts, shape, agreed, header_bytes, replier }
+        let ahead = Ahead::default();
+        Transmission {
+            channel,
+            membership,
+            device,
+            contexts,
+            shape,
+            agreed,
+            header_bytes,
+            replier,
+            ahead,
+        }
     }
 
     /// Serve requests until the connection ends.
@@ -68,7 +81,11 @@ impl<'a> Transmission<'a> {
     /// Serve one request, or receive more of it.
     fn next_request(&mut self) -> Result<(), Ended> {
         let Some(request) = self.decode()? else {
-            return self.channel.receive_more(self.header_bytes);
+            self.channel.receive_more(self.header_bytes)?;
+            if self.ahead.is_wanted() {
+                self.tell_ahead();
+            }
+            return Ok(());
         };
         if self.agreed.is_extended()
             && request.command == CMD_BLOCK_STATUS
@@ -87,7 +104,25 @@ impl<'a> Transmission<'a> {
     }
 
     fn decode(&self) -> Result<Option<Request>, Ended> {
-        let pending = self.channel.pending();
+        self.decode_at(self.channel.pending())
+    }
+
+    /// Tell the device of reads that were received and wait for their turn.
+    fn tell_ahead(&self) {
+        let mut rest = self.channel.pending();
+        for _ in 0..REQUESTS_MAX {
+            let Ok(Some(request)) = self.decode_at(rest) else { return };
+            if request.command == CMD_READ {
+                self.device.will_read(request.offset_bytes, request.length_bytes);
+            }
+            let payload_bytes = usize::try_from(request.payload_bytes).unwrap_or(usize::MAX);
+            let next = rest.get(self.header_bytes.saturating_add(payload_bytes)..);
+            let Some(next) = next else { return };
+            rest = next;
+        }
+    }
+
+    fn decode_at(&self, pending: &[u8]) -> Result<Option<Request>, Ended> {
         let request = if self.agreed.is_extended() {
             pending.first_chunk().map(Request::decode_extended)
         } else {
@@ -157,7 +192,12 @@ impl<'a> Transmission<'a> {
 
     fn read(&mut self, request: &Request, whole: bool) -> Result<(), Ended> {
         let registry = self.membership.registry();
-        self.replier.read(self.channel, request, self.device, whole, || registry.is_closing())
+        let closing = || registry.is_closing();
+        let took = self.replier.read(self.channel, request, self.device, whole, closing)?;
+        if self.ahead.note(took) {
+            self.tell_ahead();
+        }
+        Ok(())
     }
 
     /// Read what is mapped, so that the next read finds it in memory.

@@ -228,6 +228,35 @@ fn a_pipeline_of_mixed_requests_is_answered_in_order() {
     sending.join().unwrap();
 }
 
+/// Reads were served one after the other, and each waited for the disk in turn: a third of what
+/// another server read of a cold volume.
+#[test]
+fn reads_behind_one_that_waits_for_a_medium_are_announced_to_the_device() {
+    let served = Served::new();
+    let (mut client, mut other) = (served.attach("volume"), served.attach("volume"));
+    let announced = || std::mem::take(&mut *served.volume.announced.lock());
+    served.volume.read_gate.close();
+    let mut together = request(0, READ, 1, (4096, 4096));
+    together.extend(request(0, WRITE, 2, (0, 512)));
+    together.extend([7; 512]);
+    together.extend(request(0, READ, 3, (8192, 512)));
+    together.extend(request(0, FLUSH, 4, (0, 0)));
+    together.extend(request(0, READ, 5, (20_480, 1024)));
+    client.send(&together);
+    served.volume.read_gate.wait_for_caller();
+    // So many round trips take longer than what counts as quick.
+    (0..100).for_each(|_| assert_eq!(other.ask(0, FLUSH, (0, 0)), 0));
+    assert_eq!(announced(), [], "nothing was slow yet");
+    served.volume.read_gate.open();
+    for (cookie, length_bytes) in [(1, 4096), (2, 0), (3, 512), (4, 0), (5, 1024)] {
+        assert_eq!(client.reply(), (0, cookie));
+        client.receive(length_bytes);
+    }
+    assert_eq!(announced(), [(8192, 512), (20_480, 1024)]);
+    assert_eq!(client.read(0, 512), [7; 512]);
+    assert_eq!(announced(), [(0, 512)], "for a while each is announced when it comes");
+}
+
 #[test]
 fn requests_that_arrive_byte_by_byte_are_served() {
     let served = Served::new();

@@ -176,6 +176,14 @@ impl File for OpenFile {
         let _ = rustix::fs::fadvise(&self.fd, 0, None, rustix::fs::Advice::WillNeed);
     }
 
+    fn read_ahead(&self, offset_bytes: u64, length_bytes: u64) {
+        // A hint, as above; a length of zero would mean all of the file.
+        if let Some(length) = std::num::NonZeroU64::new(length_bytes) {
+            let advice = rustix::fs::Advice::WillNeed;
+            let _ = rustix::fs::fadvise(&self.fd, offset_bytes, Some(length), advice);
+        }
+    }
+
     fn set_length(&self, length_bytes: u64) -> Result<()> {
         retried(|| rustix::fs::ftruncate(&self.fd, length_bytes))
             .map_err(|errno| self.failure("cut", errno))

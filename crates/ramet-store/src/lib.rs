@@ -84,6 +84,9 @@ pub trait File: Send + Sync {
     /// Say that all of the file will be read soon: a hint, which a medium may use to read ahead.
     fn will_be_read(&self) {}
 
+    /// Say that a range will be read soon: a hint; returns before anything was read.
+    fn read_ahead(&self, _offset_bytes: u64, _length_bytes: u64) {}
+
     /// Cut the file off, or extend it with zeros, at `length_bytes`.
     ///
     /// # Errors

@@ -228,6 +228,10 @@ impl File for LimitFile {
         self.inner.will_be_read();
     }
 
+    fn read_ahead(&self, offset_bytes: u64, length_bytes: u64) {
+        self.inner.read_ahead(offset_bytes, length_bytes);
+    }
+
     fn start_writeback(&self, offset_bytes: u64, length_bytes: u64) {
         self.inner.start_writeback(offset_bytes, length_bytes);
     }

@@ -52,6 +52,10 @@ pub struct MemoryDevice {
     failure: Mutex<Option<Kind>>,
     /// Every write waits here.
     pub write_gate: Gate,
+    /// And every read here.
+    pub read_gate: Gate,
+    /// Ranges of reads that were announced.
+    pub announced: Mutex<Vec<(u64, u64)>>,
     /// Reads of the block that this byte lies in fail as damaged.
     pub damaged_offset_bytes: Mutex<Option<u64>>,
     /// A read of this offset panics.
@@ -117,7 +121,12 @@ impl BlockDevice for MemoryDevice {
         self.read_only
     }
 
+    fn will_read(&self, offset_bytes: u64, length_bytes: u64) {
+        self.announced.lock().push((offset_bytes, length_bytes));
+    }
+
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError> {
+        self.read_gate.pass();
         self.check()?;
         assert_ne!(*self.panic_offset_bytes.lock(), Some(offset_bytes), "the test ordered it");
         let end = offset_bytes + bytes_of(buffer.len());
@@ -350,6 +359,10 @@ impl BlockDevice for AttachedDevice {
 
     fn read_only(&self) -> bool {
         self.device.read_only()
+    }
+
+    fn will_read(&self, offset_bytes: u64, length_bytes: u64) {
+        self.device.will_read(offset_bytes, length_bytes);
     }
 
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError> {
