@@ -24,6 +24,7 @@ NAMES = {
     "memory": "memory of idle objects and of overwrites in a clone",
     "opening": "opening after a kill",
     "datapath": "requests over NBD beside nbdkit and qemu-nbd",
+    "volumes": "many volumes that flush at once; bytes written for first writes",
     "cold_reads": "random reads with nothing in memory, maps ten times the node budget",
 }
 

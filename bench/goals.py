@@ -125,7 +125,12 @@ GOALS = {
     "datapath.disk.write.d32.cpu_us.ratio": _at_most(0.25),
     "datapath.disk.write.flush.iops.ratio": _at_least(1.5),
     "datapath.disk.sequential.read.iops.ratio": _at_least(1.25),
+    "datapath.disk.read.cold.iops.ratio": _at_least(1.0),
     "datapath.disk.aged.ratio": _at_most(1.5),
+    "volumes.flush.one.ratio": Goal("at least 10", 10, at_least=True, count=64),
+    "volumes.flush.qemu-nbd-qcow2.ratio": Goal("at least 5", 5, at_least=True, count=64),
+    "volumes.first.flushed.bytes.ramet": Goal("at most 8.5 KiB", 8704),
+    "volumes.first.d32.bytes.ramet": Goal("at most 4.5 KiB", 4608),
 }
 
 

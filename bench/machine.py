@@ -69,6 +69,15 @@ def sync_files(directory: Path) -> None:
                     os.fdatasync(stream.fileno())
 
 
+def device_written_bytes(directory: Path) -> int:
+    """Bytes that were written to the device of this file system since the system started; 0 where
+    it is on none."""
+    device = directory.stat().st_dev
+    figures = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    # The seventh figure counts sectors of 512 bytes.
+    return int(figures.read_text().split()[6]) * 512 if figures.exists() else 0
+
+
 def drop_caches(directory: Path) -> None:
     """Let the page cache forget the files below `directory`; needs no rights."""
     for path in directory.rglob("*"):

@@ -1,33 +1,28 @@
 //! Keep one NBD connection busy, to measure a server: what `bench/datapath.py` starts.
 //!
 //! `load_client SOCKET EXPORT KIND DEPTH BYTES LIMIT`: KIND is `read` or `write` (random places),
-//! `write-flush` (each followed by a flush), `read-through`, `write-through` (in order). LIMIT is
-//! seconds such as `1.5s`, or a number of requests. Prints one JSON value.
+//! `write-flush` (each followed by a flush), `read-through`, `write-through` (in order),
+//! `write-apart`, `write-apart-flush` (in order, each in 64 KiB of its own). LIMIT is seconds such
+//! as `1.5s`, or a number of requests. Prints one JSON value.
 //!
 //! Costs about a microsecond for 4 KiB at depth: all requests that may be sent go out in one send,
 //! replies come in as many as there are. Every block that it writes begins with its own offset, and
 //! every block that it reads must, so what it reads has to be written through first.
 
+mod nbd;
+
+use nbd::{
+    DISCONNECT, FLUSH, Failure, READ, REPLY_BYTES, REQUEST_BYTES, WRITE, cookie_of, open, request,
+};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-const HELLO: [u8; 16] = *b"NBDMAGICIHAVEOPT";
-const EXPORT_NAME: u32 = 1;
-const NO_ZEROES: u32 = 0b11;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
-const REQUEST_BYTES: usize = 28;
-const REPLY_BYTES: usize = 16;
 const BLOCK_BYTES: usize = 4096;
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISCONNECT: u16 = 2;
-const FLUSH: u16 = 3;
+/// From one request to the next, where they are apart.
+const APART_BYTES: usize = 64 << 10;
 /// The cookie of a flush; the others count from 0.
 const FLUSH_COOKIE: u64 = u64::MAX;
-
-type Failure = Box<dyn std::error::Error>;
 
 /// What is to be done.
 struct Job {
@@ -36,6 +31,8 @@ struct Job {
     flushed: bool,
     depth: usize,
     bytes: usize,
+    /// From one place to the next.
+    stride_bytes: usize,
     time_max: Option<Duration>,
     count_max: usize,
 }
@@ -47,19 +44,22 @@ impl Job {
             "write" => (WRITE, false, false),
             "write-flush" => (WRITE, false, true),
             "read-through" => (READ, true, false),
-            "write-through" => (WRITE, true, false),
+            "write-through" | "write-apart" => (WRITE, true, false),
+            "write-apart-flush" => (WRITE, true, true),
             _ => return Err(format!("unknown kind {kind}").into()),
         };
         let seconds = limit.strip_suffix('s').map(str::parse).transpose()?;
         let time_max = seconds.map(Duration::from_secs_f64);
         let count_max = if time_max.is_some() { usize::MAX } else { limit.parse()? };
-        let (depth, bytes) = (depth.parse()?, bytes.parse()?);
+        let (depth, bytes): (usize, usize) = (depth.parse()?, bytes.parse()?);
         if depth == 0 || bytes == 0 || bytes % BLOCK_BYTES != 0 || (flushed && depth > 1) {
             return Err(
                 "depth at least 1 (with flushes just that), bytes in multiples of 4096".into()
             );
         }
-        Ok(Job { command, in_order, flushed, depth, bytes, time_max, count_max })
+        let apart = kind.starts_with("write-apart");
+        let stride_bytes = if apart { bytes.max(APART_BYTES) } else { bytes };
+        Ok(Job { command, in_order, flushed, depth, bytes, stride_bytes, time_max, count_max })
     }
 
     fn payload_bytes(&self) -> usize {
@@ -79,7 +79,7 @@ fn main() -> Result<(), Failure> {
     let job = Job::parse(kind, depth, bytes, limit)?;
     let mut stream = UnixStream::connect(socket)?;
     let size_bytes = open(&mut stream, export)?;
-    let places = size_bytes / u64::try_from(job.bytes)?;
+    let places = size_bytes / u64::try_from(job.stride_bytes)?;
     if places == 0 {
         return Err("the export is smaller than a request".into());
     }
@@ -89,34 +89,6 @@ fn main() -> Result<(), Failure> {
     println!("{}", client.summary(begun.elapsed()));
     client.stream.write_all(&request(DISCONNECT, 0, 0, 0))?;
     Ok(())
-}
-
-/// Open the export. Result: its size.
-fn open(stream: &mut UnixStream, export: &str) -> Result<u64, Failure> {
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting)?;
-    if greeting[..16] != HELLO {
-        return Err("no server of newstyle NBD".into());
-    }
-    let mut ask = NO_ZEROES.to_be_bytes().to_vec();
-    ask.extend_from_slice(&HELLO[8..]);
-    ask.extend_from_slice(&EXPORT_NAME.to_be_bytes());
-    ask.extend_from_slice(&u32::try_from(export.len())?.to_be_bytes());
-    ask.extend_from_slice(export.as_bytes());
-    stream.write_all(&ask)?;
-    let mut told = [0; 10];
-    stream.read_exact(&mut told)?;
-    Ok(u64::from_be_bytes(*told.first_chunk().ok_or("short answer")?))
-}
-
-fn request(command: u16, cookie: u64, offset_bytes: u64, bytes: u32) -> [u8; REQUEST_BYTES] {
-    let mut request = [0; REQUEST_BYTES];
-    request[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
-    request[6..8].copy_from_slice(&command.to_be_bytes());
-    request[8..16].copy_from_slice(&cookie.to_be_bytes());
-    request[16..24].copy_from_slice(&offset_bytes.to_be_bytes());
-    request[24..].copy_from_slice(&bytes.to_be_bytes());
-    request
 }
 
 /// A request that may be in flight.
@@ -208,7 +180,7 @@ impl Client {
             let place = if self.job.in_order { self.place } else { self.draw() >> 8 };
             self.place += 1;
             let bytes = u32::try_from(self.job.bytes)?;
-            let offset_bytes = place % self.places * u64::from(bytes);
+            let offset_bytes = place % self.places * u64::try_from(self.job.stride_bytes)?;
             self.slots[number] = Slot { sent: now, offset_bytes };
             let header = request(self.job.command, u64::try_from(number)?, offset_bytes, bytes);
             self.requests[end..end + REQUEST_BYTES].copy_from_slice(&header);
@@ -274,13 +246,4 @@ impl Client {
 /// What the blocks from an offset on begin with.
 fn tags(offset_bytes: u64) -> impl Iterator<Item = [u8; 8]> {
     (offset_bytes..).step_by(BLOCK_BYTES).map(u64::to_le_bytes)
-}
-
-/// The cookie of a reply that says that all went well.
-fn cookie_of(reply: &[u8]) -> Result<u64, Failure> {
-    let (head, cookie) = reply.split_at(8);
-    if head[..4] != REPLY_MAGIC.to_be_bytes() || head[4..] != [0; 4] {
-        return Err("an error, or no reply".into());
-    }
-    Ok(u64::from_be_bytes(*cookie.first_chunk().ok_or("short reply")?))
 }
