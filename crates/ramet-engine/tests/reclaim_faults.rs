@@ -224,6 +224,36 @@ fn nodes_of_what_is_deleted_meanwhile_stay_until_it_was_looked_at() {
     assert_eq!((stats.dying_count, stats.living_bytes), (0, 200 * BLOCK_BYTES));
 }
 
+/// Blocks die in a segment that is about to be thinned, and the power goes with all that was not
+/// flushed: what both slots' checkpoints still hold was not given back with the rest.
+#[test]
+fn what_dies_after_the_checkpoint_is_not_given_back_with_it() {
+    let mut run = Run::quiet(12);
+    run.steps(&[create("a", 4096)]);
+    for piece in 0..5u64 {
+        run.steps(&[write("a", 200 * piece, 200, 10_000 * (piece + 1))]);
+    }
+    // Half of each of the segments is dead.
+    for piece in 0..5u64 {
+        run.steps(&[write("a", 200 * piece, 100, 100_000 + 10_000 * piece)]);
+    }
+    run.steps(&[Step::Close]);
+    let engine = run.engine().clone();
+    let mut told = 0;
+    let mut tell = |_: &Reclaimed| {
+        told += 1;
+        if told == 1 {
+            let device = engine.device("a").expect("there");
+            device.write(0, &vec![7; 1000 * 4096], false).expect("written");
+        }
+        told < 3
+    };
+    let done = engine.reclaim(true, &mut tell).expect("given back");
+    assert!(!done.is_done && done.given_back_bytes > 0, "it was ended in between");
+    drop(engine);
+    run.lose_power(Kept::Nothing).unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// The first thing that is done to a full pool after a kill is a delete: the reserve of before was
 /// on the disk, and nobody knew of it, so the delete found no room.
 #[test]
