@@ -94,6 +94,8 @@ def _first_writes(bench: Bench, client: Path, directory: Path) -> None:
                         os.sync()
                         before = device_written_bytes(own)
                         rates.append(load(client, server, arguments, writes)["iops"])
+                        # What waits in the server's memory is written too: by one write more.
+                        load(client, server, ("write-flush", 1, BLOCK_BYTES), 1)
                         os.sync()
                         found.append((device_written_bytes(own) - before) / writes)
                 except FileNotFoundError as missing:
