@@ -14,7 +14,7 @@ from ramet.audit.check import check as check_alone
 from ramet.audit.check import check_beside
 from ramet.audit.report import Finding, Progress, Report
 from ramet.cli.accept_loss import accept_loss
-from ramet.cli.output import print_json
+from ramet.cli.output import describe_holders, print_json
 from ramet.cli.progress import show_progress
 from ramet.client import Client
 from ramet.config import LOCK_WAIT_SECONDS_MAX, find_pool_path
@@ -77,15 +77,7 @@ def _run_beside(client: Client, path: Path, quick: bool, progress: Progress | No
 def _describe(finding: Finding) -> str:
     place = finding.place
     where = place.file if place.offset_bytes is None else f"{place.file} byte {place.offset_bytes}"
-    lines = [f"{finding.code}: {finding.text} ({where})"]
-    lines += [
-        f"  needed by '{it.name}', {it.length_bytes} bytes from {it.offset_bytes} on"
-        for it in finding.holders
-    ]
-    left_count = finding.holders_count - len(finding.holders)
-    if left_count:
-        lines.append(f"  and {left_count} more")
-    return "\n".join(lines)
+    return describe_holders(f"{finding.code}: {finding.text} ({where})", finding)
 
 
 def _summary(report: Report, quick: bool) -> str:

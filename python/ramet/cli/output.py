@@ -7,10 +7,14 @@ nowhere but on stderr.
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ramet.errors import RametError
-from ramet.records import ObjectRecord, ObjectSpace, Sharing
+from ramet.records import Damage, ObjectRecord, ObjectSpace, Sharing
 from ramet.units import format_age, format_size
+
+if TYPE_CHECKING:
+    from ramet.audit.report import Finding
 
 
 def print_json(value: object) -> None:
@@ -31,6 +35,19 @@ def print_names(items: Iterable[object], names: Iterable[str], as_json: bool) ->
     text = "\n".join(names)
     if text:
         print(text)
+
+
+def describe_holders(told: str, finding: "Damage | Finding") -> str:
+    """Give lines: what was found, as it is told, and who needs what is damaged."""
+    lines = [told]
+    lines += [
+        f"  needed by '{it.name}', {it.length_bytes} bytes from {it.offset_bytes} on"
+        for it in finding.holders
+    ]
+    left_count = finding.holders_count - len(finding.holders)
+    if left_count:
+        lines.append(f"  and {left_count} more")
+    return "\n".join(lines)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

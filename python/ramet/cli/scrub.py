@@ -9,7 +9,7 @@ from argparse import Namespace
 from contextlib import closing
 
 from ramet.cli import EXIT_INTERRUPTED
-from ramet.cli.output import print_json
+from ramet.cli.output import describe_holders, print_json
 from ramet.cli.progress import show_progress
 from ramet.cli.session import verbs_of
 from ramet.errors import CorruptError
@@ -50,15 +50,7 @@ def _doing(now: Scrubbed) -> str:
 
 
 def _describe(finding: Damage) -> str:
-    lines = [f"{finding.code}: {finding.text}"]
-    lines += [
-        f"  needed by '{it.name}', {it.length_bytes} bytes from {it.offset_bytes} on"
-        for it in finding.holders
-    ]
-    left_count = finding.holders_count - len(finding.holders)
-    if left_count:
-        lines.append(f"  and {left_count} more")
-    return "\n".join(lines)
+    return describe_holders(f"{finding.code}: {finding.text}", finding)
 
 
 def _summary(now: Scrubbed) -> str:
