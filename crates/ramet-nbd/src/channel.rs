@@ -7,6 +7,8 @@ use crate::buffer::Buffer;
 use crate::large::LargeShare;
 use crate::transport::{NoTransport, Received, Transport};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Either buffer at the start and after silence.
 const SILENT_BYTES: usize = 1 << 10;
@@ -27,6 +29,8 @@ const GROWTH: usize = 4;
 const READS_MAX: usize = 8;
 /// Replies of any kind in one send.
 const REPLIES_MAX: usize = 16;
+/// Messages up to this never have to wait for memory.
+pub(crate) const SMALL_BYTES_MAX: usize = 128 << 10;
 
 /// The connection is over: the peer is gone, broke the protocol, or was told to go.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +113,50 @@ impl Channel {
                 Ok(Received::End) | Err(_) => return Err(Ended),
             }
         }
+    }
+
+    /// Whether nothing is under way that has to be waited for, and the two calls below work.
+    pub(crate) fn is_shareable(&self) -> bool {
+        self.replies_end == 0 && !self.large.is_held() && self.transport.socket().is_some()
+    }
+
+    pub(crate) fn socket(&self) -> Option<Arc<OwnedFd>> {
+        self.transport.socket()
+    }
+
+    /// Receive what is there, for a message of `needed_bytes` at most [`SMALL_BYTES_MAX`]; false
+    /// where that is nothing.
+    pub(crate) fn receive_now(&mut self, needed_bytes: usize) -> Result<bool, Ended> {
+        assert!(needed_bytes <= SMALL_BYTES_MAX, "room for this may have to be waited for");
+        self.make_room(needed_bytes)?;
+        match self.transport.receive_now(&mut self.received[self.end..]) {
+            Ok(None) => Ok(false),
+            Ok(Some(0)) | Err(_) => Err(Ended),
+            Ok(Some(length_bytes)) => {
+                self.end += length_bytes;
+                self.filled_last = self.end == self.received.len();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Send what there is room for; false where something is left, for `send`.
+    pub(crate) fn send_now(&mut self) -> Result<bool, Ended> {
+        let mut sent_bytes = 0;
+        let mut sent = Ok(0);
+        while sent_bytes < self.replies_end {
+            sent = self.transport.send_now(&self.replies[sent_bytes..self.replies_end]);
+            match sent {
+                Ok(0) | Err(_) => break,
+                Ok(length_bytes) => sent_bytes += length_bytes,
+            }
+        }
+        self.replies.copy_within(sent_bytes..self.replies_end, 0);
+        self.replies_end -= sent_bytes;
+        if self.replies_end == 0 {
+            (self.replies_count, self.reads_count) = (0, 0);
+        }
+        sent.map(|_| self.replies_end == 0).map_err(|_| Ended)
     }
 
     /// Receive until `length_bytes` are pending.

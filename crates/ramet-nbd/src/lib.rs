@@ -1,7 +1,7 @@
 //! The NBD front end: serves every [`ramet_engine::Exports`] to any NBD client.
 //!
 //! Layers, imports pointing down only: `server` (accept, limits, closing) over `session` (one
-//! connection) over `negotiation` and `transmission` over `channel` (buffers) over `transport`,
+//! connection) and `crowd` (many that flush at once, taking a `turn` each) over `negotiation` and `transmission` over `channel` (buffers) over `transport`,
 //! which `socket` and, laid over it, `tls` implement; `address` makes listeners of `unix`, `tcp`
 //! and `given` sockets; `allow` is who may open what; `replies` says how requests are answered,
 //! `contexts` what the metadata contexts are; `registry` knows who is connected to what, `large`
@@ -18,9 +18,11 @@ mod certificate;
 mod channel;
 pub mod codec;
 mod contexts;
+mod crowd;
 mod errno;
 mod error;
 mod given;
+mod habit;
 mod judgement;
 mod large;
 mod negotiation;
@@ -33,6 +35,7 @@ mod tcp;
 mod tls;
 mod transmission;
 mod transport;
+mod turn;
 mod unix;
 
 pub use address::{Address, SOCKET_MODE, UnixAddress};

@@ -4,6 +4,7 @@
 //! served, and every session has ended or is reported.
 
 use crate::address::{self, Address};
+use crate::crowd::Crowd;
 use crate::error::NbdError;
 use crate::large::LargeMemory;
 use crate::registry::{Membership, Registry};
@@ -28,6 +29,8 @@ const CLOSE_CUT_OFF: Duration = Duration::from_secs(2);
 const LARGE_BYTES_MAX: usize = 1 << 30;
 /// How long a connection may hold some of that without a byte sent or received, while others wait.
 const LARGE_PATIENCE: Duration = Duration::from_secs(5);
+/// So many flushes under way at once are a crowd: with fewer, threads of their own are as good.
+const CROWD_FLUSHES_MIN: usize = 8;
 /// Pause after an accept that failed for want of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -46,6 +49,9 @@ pub struct Limits {
     pub close_answer: Duration,
     /// How long it then waits for sessions that were cut off.
     pub close_cut_off: Duration,
+    /// So many flushes under way at once make connections that write little and flush often share
+    /// a thread.
+    pub crowd_flushes_min: usize,
 }
 
 impl Default for Limits {
@@ -56,6 +62,7 @@ impl Default for Limits {
             large_patience: LARGE_PATIENCE,
             close_answer: CLOSE_ANSWER,
             close_cut_off: CLOSE_CUT_OFF,
+            crowd_flushes_min: CROWD_FLUSHES_MIN,
         }
     }
 }
@@ -74,6 +81,7 @@ pub struct Listening {
 /// A running server. Dropping it closes it.
 pub struct NbdServer {
     registry: Arc<Registry>,
+    crowd: Arc<Crowd>,
     listeners: Vec<Arc<dyn Listener>>,
     /// Taken by the first `close`.
     accepting: Mutex<Option<Vec<JoinHandle<()>>>>,
@@ -111,8 +119,13 @@ impl NbdServer {
             limits.connections_max,
             LargeMemory::new(limits.large_bytes_max, limits.large_patience),
         ));
+        let crowd = Crowd::new(limits.crowd_flushes_min).map_err(|source| {
+            let path = PathBuf::from("eventfd");
+            NbdError::Io { doing: "make", path, source }
+        })?;
         let server = NbdServer {
             registry,
+            crowd: Arc::new(crowd),
             listeners: address::listen(addresses, plain_tcp || tls.is_some())?,
             accepting: Mutex::new(Some(Vec::new())),
             limits,
@@ -138,10 +151,10 @@ impl NbdServer {
         policy: Option<Policy>,
     ) -> io::Result<JoinHandle<()>> {
         let (listener, registry) = (Arc::clone(listener), Arc::clone(&self.registry));
-        let exports = Arc::clone(exports);
+        let shared = Shared { exports: Arc::clone(exports), policy, crowd: Arc::clone(&self.crowd) };
         Builder::new()
             .name("nbd-accept".to_owned())
-            .spawn(move || accept_connections(&*listener, &registry, &exports, policy.as_ref()))
+            .spawn(move || accept_connections(&*listener, &registry, &shared))
     }
 
     /// Where it listens, in the order in which that was asked for: `unix:PATH`, `tcp:HOST:PORT`.
@@ -154,6 +167,12 @@ impl NbdServer {
     #[must_use]
     pub fn connections_count(&self) -> usize {
         self.registry.connections_count()
+    }
+
+    /// Connections that share a thread now, because many flush at once.
+    #[must_use]
+    pub fn crowd_count(&self) -> usize {
+        self.crowd.guests_count()
     }
 
     /// Refuse `objects` from now on, end their connections, and wait until the last of these has
@@ -199,6 +218,7 @@ impl NbdServer {
                 let _ = accepting.join();
             }
         }
+        self.crowd.end();
         match self.registry.drain(self.limits.close_answer, self.limits.close_cut_off) {
             0 => Ok(()),
             connections_count => Err(NbdError::CloseTimeout { connections_count }),
@@ -213,11 +233,18 @@ impl Drop for NbdServer {
     }
 }
 
+/// What the sessions of a listener share.
+#[derive(Clone)]
+struct Shared {
+    exports: Arc<dyn Exports>,
+    policy: Option<Policy>,
+    crowd: Arc<Crowd>,
+}
+
 fn accept_connections(
     listener: &dyn Listener,
     registry: &Arc<Registry>,
-    exports: &Arc<dyn Exports>,
-    policy: Option<&Policy>,
+    shared: &Shared,
 ) {
     let uncertain = listener.network_address().is_some();
     while !registry.is_closing() {
@@ -225,7 +252,7 @@ fn accept_connections(
             Ok(accepted) => {
                 let Accepted { transport, hangup } = accepted;
                 if let Some(membership) = registry.join(hangup, uncertain) {
-                    start_session(transport, membership, exports, policy);
+                    start_session(transport, membership, shared.clone());
                 }
             }
             Err(error) if is_transient(&error) => {}
@@ -240,15 +267,10 @@ fn is_transient(error: &io::Error) -> bool {
 }
 
 /// Start a thread for a connection; without room for it the connection is dropped, which ends it.
-fn start_session(
-    transport: Box<dyn Transport>,
-    membership: Membership,
-    exports: &Arc<dyn Exports>,
-    policy: Option<&Policy>,
-) {
-    let (exports, policy) = (Arc::clone(exports), policy.cloned());
+fn start_session(transport: Box<dyn Transport>, membership: Membership, shared: Shared) {
     // Detached: the registry counts sessions, and an unjoined thread would keep its stack.
-    let _ = Builder::new()
-        .name("nbd-session".to_owned())
-        .spawn(move || session::serve(transport, membership, &*exports, policy.as_ref()));
+    let _ = Builder::new().name("nbd-session".to_owned()).spawn(move || {
+        let Shared { exports, policy, crowd } = shared;
+        session::serve(transport, membership, &*exports, policy.as_ref(), &crowd);
+    });
 }

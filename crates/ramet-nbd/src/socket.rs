@@ -103,6 +103,27 @@ impl Transport for SocketTransport {
         }
         Ok(())
     }
+
+    fn socket(&self) -> Option<Arc<OwnedFd>> {
+        Some(Arc::clone(&self.socket))
+    }
+
+    fn receive_now(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let received = rustix::net::recv(&*self.socket, buffer, RecvFlags::DONTWAIT);
+        unless_too_early(received.map(|(length_bytes, _)| Some(length_bytes)), None)
+    }
+
+    fn send_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        unless_too_early(rustix::net::send(&*self.socket, bytes, flags), 0)
+    }
+}
+
+fn unless_too_early<T>(result: rustix::io::Result<T>, early: T) -> io::Result<T> {
+    match result {
+        Err(Errno::AGAIN | Errno::INTR) => Ok(early),
+        other => Ok(other?),
+    }
 }
 
 struct SocketHangup {

@@ -11,12 +11,14 @@ use crate::codec::values::{CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN, CMD_READ};
 use crate::codec::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request, StatusPayload};
 use crate::contexts::{CONTEXTS_MAX, Context};
 use crate::errno::{Errno, errno_of};
+use crate::habit::Habit;
 use crate::judgement::{Action, Agreed, ExportShape, PAYLOAD_BYTES_MAX, judge};
 use crate::negotiation::Negotiated;
 use crate::registry::Membership;
 use crate::replies::Replier;
 use ramet_engine::{BlockDevice, EngineError};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Longest payload of a refused write that is read and dropped; beyond it the connection ends.
 const SKIP_BYTES_MAX: u64 = 128 << 20;
@@ -25,48 +27,60 @@ const CACHE_BYTES_MAX: u64 = 32 << 20;
 /// Read at once for a cache request, into memory that is then dropped.
 const CACHE_STEP_BYTES: u64 = 256 << 10;
 
-/// A connection with an open export.
-pub(crate) struct Transmission<'a> {
-    channel: &'a mut Channel,
-    membership: &'a Membership,
-    device: &'a dyn BlockDevice,
-    contexts: &'a [Context],
-    shape: ExportShape,
-    agreed: Agreed,
+/// A connection with an open export. Dropped in the order of its fields: first the device.
+pub(crate) struct Transmission {
+    pub(crate) negotiated: Negotiated,
+    pub(crate) channel: Channel,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) shape: ExportShape,
+    pub(crate) agreed: Agreed,
     /// Length of a request before its payload.
-    header_bytes: usize,
+    pub(crate) header_bytes: usize,
     replier: Replier,
     ahead: Ahead,
+    pub(crate) habit: Habit,
 }
 
-impl<'a> Transmission<'a> {
+impl Transmission {
     pub(crate) fn new(
-        channel: &'a mut Channel,
-        membership: &'a Membership,
-        negotiated: &'a Negotiated,
+        channel: Channel,
+        membership: Arc<Membership>,
+        negotiated: Negotiated,
+        habit: Habit,
     ) -> Self {
-        let Negotiated { attachment, replies, contexts } = negotiated;
-        let (device, shape) = (attachment.device(), attachment.shape());
+        let Negotiated { attachment, replies, contexts } = &negotiated;
+        let shape = attachment.shape();
         let agreed = Agreed { replies: *replies, status: !contexts.is_empty() };
         let header_bytes =
             if agreed.is_extended() { EXTENDED_REQUEST_BYTES } else { REQUEST_BYTES };
         let replier = Replier::new(*replies);
         let ahead = Ahead::default();
         Transmission {
+            negotiated,
             channel,
             membership,
-            device,
-            contexts,
             shape,
             agreed,
             header_bytes,
             replier,
             ahead,
+            habit,
         }
     }
 
-    /// Serve requests until the connection ends.
-    pub(crate) fn run(mut self) -> Result<(), Ended> {
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        self.negotiated.attachment.device()
+    }
+
+    fn contexts(&self) -> &[Context] {
+        &self.negotiated.contexts
+    }
+
+    /// Serve requests until the connection had better be served together with others.
+    ///
+    /// # Errors
+    /// `Ended`.
+    pub(crate) fn run(&mut self) -> Result<(), Ended> {
         while !self.membership.control().is_stopped() {
             let served = self.next_request();
             if served.is_err() {
@@ -74,8 +88,11 @@ impl<'a> Transmission<'a> {
                 let _ = self.channel.send();
                 return served;
             }
+            if self.habit.is_crowded() && self.channel.is_shareable() {
+                return Ok(());
+            }
         }
-        Ok(())
+        Err(Ended)
     }
 
     /// Serve one request, or receive more of it.
@@ -103,7 +120,7 @@ impl<'a> Transmission<'a> {
         }
     }
 
-    fn decode(&self) -> Result<Option<Request>, Ended> {
+    pub(crate) fn decode(&self) -> Result<Option<Request>, Ended> {
         self.decode_at(self.channel.pending())
     }
 
@@ -113,7 +130,7 @@ impl<'a> Transmission<'a> {
         for _ in 0..REQUESTS_MAX {
             let Ok(Some(request)) = self.decode_at(rest) else { return };
             if request.command == CMD_READ {
-                self.device.will_read(request.offset_bytes, request.length_bytes);
+                self.device().will_read(request.offset_bytes, request.length_bytes);
             }
             let payload_bytes = usize::try_from(request.payload_bytes).unwrap_or(usize::MAX);
             let next = rest.get(self.header_bytes.saturating_add(payload_bytes)..);
@@ -141,7 +158,7 @@ impl<'a> Transmission<'a> {
         }
         self.channel.consume(self.header_bytes);
         self.channel.skip(request.payload_bytes)?;
-        self.replier.answer(self.channel, request, Err((errno, errno.text())))
+        self.replier.answer(&mut self.channel, request, Err((errno, errno.text())))
     }
 
     fn write(&mut self, request: &Request, fua: bool) -> Result<(), Ended> {
@@ -151,26 +168,29 @@ impl<'a> Transmission<'a> {
             return self.channel.receive_more(request_bytes);
         }
         self.send_before_durability(fua)?;
+        let is_last = self.channel.pending().len() == request_bytes;
+        let under_way = fua.then(|| self.habit.flush(is_last));
         let payload = &self.channel.pending()[self.header_bytes..request_bytes];
         let written = if payload.is_empty() {
             Ok(())
         } else {
-            self.device.write(request.offset_bytes, payload, fua)
+            self.device().write(request.offset_bytes, payload, fua)
         };
+        drop(under_way);
         self.channel.consume(request_bytes);
         self.answer(request, written)
     }
 
     fn act(&mut self, request: &Request, action: Action) -> Result<(), Ended> {
         let Request { offset_bytes, length_bytes, .. } = *request;
+        if action != Action::Flush {
+            self.habit.break_off();
+        }
         let done = match action {
             Action::Read { whole } => return self.read(request, whole),
             Action::Status { one } => return self.status(request, one, u32::MAX),
             Action::Disconnect => return Err(Ended),
-            Action::Flush => {
-                self.send_before_durability(true)?;
-                self.device.flush()
-            }
+            Action::Flush => return self.flush(request),
             Action::Trim { .. } | Action::WriteZeroes { .. } | Action::Cache
                 if length_bytes == 0 =>
             {
@@ -178,11 +198,11 @@ impl<'a> Transmission<'a> {
             }
             Action::Trim { fua } => {
                 self.send_before_durability(fua)?;
-                self.device.trim(offset_bytes, length_bytes, fua)
+                self.device().trim(offset_bytes, length_bytes, fua)
             }
             Action::WriteZeroes { fua } => {
                 self.send_before_durability(fua)?;
-                self.device.write_zeroes(offset_bytes, length_bytes, fua)
+                self.device().write_zeroes(offset_bytes, length_bytes, fua)
             }
             Action::Cache => self.cache(offset_bytes, length_bytes),
             Action::Write { .. } => unreachable!("a write has a payload and its own path"),
@@ -190,10 +210,20 @@ impl<'a> Transmission<'a> {
         self.answer(request, done)
     }
 
+    fn flush(&mut self, request: &Request) -> Result<(), Ended> {
+        self.send_before_durability(true)?;
+        let is_last = self.channel.pending().is_empty();
+        let under_way = self.habit.flush(is_last);
+        let done = self.negotiated.attachment.device().flush();
+        drop(under_way);
+        self.answer(request, done)
+    }
+
     fn read(&mut self, request: &Request, whole: bool) -> Result<(), Ended> {
         let registry = self.membership.registry();
         let closing = || registry.is_closing();
-        let took = self.replier.read(self.channel, request, self.device, whole, closing)?;
+        let device = self.negotiated.attachment.device();
+        let took = self.replier.read(&mut self.channel, request, device, whole, closing)?;
         if self.ahead.note(took) {
             self.tell_ahead();
         }
@@ -207,13 +237,13 @@ impl<'a> Transmission<'a> {
         let mut at = offset_bytes;
         while at < end {
             let (mut step, mut mapped) = (0, false);
-            self.device.extents(at, (end - at).min(CACHE_STEP_BYTES), &mut |length, is| {
+            self.device().extents(at, (end - at).min(CACHE_STEP_BYTES), &mut |length, is| {
                 (step, mapped) = (length, is);
                 ControlFlow::Break(())
             })?;
             if mapped {
                 buffer.resize(usize::try_from(step).expect("bounded by the step"), 0);
-                self.device.read(at, &mut buffer)?;
+                self.device().read(at, &mut buffer)?;
             }
             at += step;
         }
@@ -259,7 +289,7 @@ impl<'a> Transmission<'a> {
     fn wanted(&self, ids: &[u32]) -> Option<u32> {
         let mut wanted = 0_u32;
         for id in ids {
-            let known = usize::try_from(*id).is_ok_and(|id| id < self.contexts.len());
+            let known = usize::try_from(*id).is_ok_and(|id| id < self.contexts().len());
             let bit = if known { 1_u32 << id } else { 0 };
             if bit == 0 || wanted & bit != 0 {
                 return None;
@@ -270,9 +300,11 @@ impl<'a> Transmission<'a> {
     }
 
     fn status(&mut self, request: &Request, one: bool, wanted: u32) -> Result<(), Ended> {
-        let every = u32::MAX >> (32 - self.contexts.len());
-        let contexts = (self.contexts, wanted & every);
-        let told = self.replier.status(self.channel, request, self.device, contexts, one)?;
+        let Negotiated { attachment, contexts, .. } = &self.negotiated;
+        let every = u32::MAX >> (32 - contexts.len());
+        let contexts = (&contexts[..], wanted & every);
+        let device = attachment.device();
+        let told = self.replier.status(&mut self.channel, request, device, contexts, one)?;
         match told {
             Ok(()) => Ok(()),
             Err(error) => self.answer(request, Err(error)),
@@ -284,12 +316,12 @@ impl<'a> Transmission<'a> {
         if durable { self.channel.send() } else { Ok(()) }
     }
 
-    fn answer(&mut self, request: &Request, done: Result<(), EngineError>) -> Result<(), Ended> {
+    pub(crate) fn answer(&mut self, request: &Request, done: Result<(), EngineError>) -> Result<(), Ended> {
         let closing = self.membership.registry().is_closing();
         let done = match &done {
             Ok(()) => Ok(()),
             Err(error) => Err((errno_of(error.kind, closing), error.text.as_str())),
         };
-        self.replier.answer(self.channel, request, done)
+        self.replier.answer(&mut self.channel, request, done)
     }
 }

@@ -4,6 +4,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What a receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,21 @@ pub(crate) trait Transport: Send {
 
     /// Send all of `bytes`. Blocks.
     fn send_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// The socket, where the two calls below are of use: to wait for several of them at once.
+    fn socket(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
+    /// Receive what is there; zero bytes are the end, nothing is for who comes too early.
+    fn receive_now(&mut self, _buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Send what there is room for. Result: how much that was.
+    fn send_now(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Stands where a transport was.
