@@ -115,9 +115,9 @@ impl Channel {
         }
     }
 
-    /// Whether nothing is under way that has to be waited for, and the two calls below work.
+    /// Whether the calls below work, and no memory has to be waited for.
     pub(crate) fn is_shareable(&self) -> bool {
-        self.replies_end == 0 && !self.large.is_held() && self.transport.socket().is_some()
+        !self.large.is_held() && self.transport.socket().is_some()
     }
 
     pub(crate) fn socket(&self) -> Option<Arc<OwnedFd>> {

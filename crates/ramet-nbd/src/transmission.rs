@@ -89,7 +89,7 @@ impl Transmission {
                 return served;
             }
             if self.habit.is_crowded() && self.channel.is_shareable() {
-                return Ok(());
+                return self.channel.send();
             }
         }
         Err(Ended)

@@ -9,6 +9,7 @@ mod closing;
 mod codec;
 mod common;
 mod contexts;
+mod crowd;
 mod judgement;
 mod listeners;
 mod negotiation;

@@ -54,11 +54,13 @@ pub struct MemoryDevice {
     pub write_gate: Gate,
     /// And every read here.
     pub read_gate: Gate,
+    /// And every flush.
+    pub flush_gate: Gate,
     /// Ranges of reads that were announced.
     pub announced: Mutex<Vec<(u64, u64)>>,
     /// Reads of the block that this byte lies in fail as damaged.
     pub damaged_offset_bytes: Mutex<Option<u64>>,
-    /// A read of this offset panics.
+    /// A read or write of this offset panics.
     pub panic_offset_bytes: Mutex<Option<u64>>,
     /// Calls that changed something and returned.
     pub changes_count: AtomicUsize,
@@ -156,6 +158,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn write(&self, offset_bytes: u64, bytes: &[u8], fua: bool) -> Result<(), EngineError> {
+        assert_ne!(*self.panic_offset_bytes.lock(), Some(offset_bytes), "the test ordered it");
         let length_bytes = bytes_of(bytes.len());
         self.change(offset_bytes, length_bytes, fua, |room| room.copy_from_slice(bytes))
     }
@@ -174,6 +177,7 @@ impl BlockDevice for MemoryDevice {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
+        self.flush_gate.pass();
         self.check()?;
         self.syncs_count.fetch_add(1, Ordering::SeqCst);
         Ok(())
