@@ -1,8 +1,8 @@
 //! Connections that write little and flush often, served by one thread together.
 //!
 //! Owns two threads, both started when there is a crowd: one serves the guests' requests, the other
-//! flushes for all that wait. Each guest has a session of its own, whose thread lends its connection
-//! and waits until it gets it back.
+//! flushes for all that wait. Each guest has a session of its own, whose thread lends its
+//! connection and waits until it gets it back.
 //! Invariants: nothing here waits for a client; a connection is in one place at a time, and comes
 //! back or is dropped, a panic included; while its flush is under way nothing of it is served.
 
@@ -12,7 +12,7 @@ use crate::habit::{Flushes, Habit, UnderWay};
 use crate::transmission::Transmission;
 use crate::turn::Turn;
 use parking_lot::{Condvar, Mutex};
-use ramet_engine::{EngineError, Kind};
+use ramet_engine::EngineError;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use std::collections::HashMap;
 use std::io;
@@ -174,7 +174,8 @@ struct Guest {
 /// A flush that is under way.
 struct Flush {
     request: Request,
-    flushed: Result<(), EngineError>,
+    /// Nothing before it was done, and where it panicked.
+    flushed: Option<Result<(), EngineError>>,
     _under_way: UnderWay,
 }
 
@@ -220,10 +221,7 @@ fn flush_batches(batches: &Receiver<Vec<Guest>>, shared: &Shared) {
                 continue;
             };
             let flushed = catch_unwind(AssertUnwindSafe(|| transmission.device().flush()));
-            flush.flushed = flushed.unwrap_or_else(|_| {
-                let text = "the server failed; hint: report a bug".to_owned();
-                Err(EngineError::new(Kind::Internal, "flush_failed", text))
-            });
+            flush.flushed = flushed.ok();
         }
         let mut state = shared.state.lock();
         if state.running {
@@ -366,7 +364,7 @@ impl Host {
             Ok(Turn::Receive) => self.sit_down(guest),
             Ok(Turn::Flush(request)) => {
                 let (_, under_way) = self.flushes.begin();
-                guest.flush = Some(Flush { request, flushed: Ok(()), _under_way: under_way });
+                guest.flush = Some(Flush { request, flushed: None, _under_way: under_way });
                 self.waiting.push(guest);
             }
             Ok(Turn::Leave) => {
@@ -381,10 +379,11 @@ impl Host {
     }
 
     fn answer(&mut self, mut guest: Guest, few: bool) {
-        let Some(Flush { request, flushed, .. }) = guest.flush.take() else { return };
-        let answered = catch_unwind(AssertUnwindSafe(|| {
-            guest.transmission().answer_flush(&request, flushed)
-        }));
+        let Some(Flush { request, flushed: Some(flushed), .. }) = guest.flush.take() else {
+            return self.clear_seat(guest.id);
+        };
+        let answered =
+            catch_unwind(AssertUnwindSafe(|| guest.transmission().answer_flush(&request, flushed)));
         let watched = self.seats.get(&guest.id).is_some_and(|seat| seat.watched);
         guest.lonely_count = if few { guest.lonely_count + 1 } else { 0 };
         match answered {

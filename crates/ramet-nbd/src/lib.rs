@@ -1,11 +1,13 @@
 //! The NBD front end: serves every [`ramet_engine::Exports`] to any NBD client.
 //!
 //! Layers, imports pointing down only: `server` (accept, limits, closing) over `session` (one
-//! connection) and `crowd` (many that flush at once, taking a `turn` each) over `negotiation` and `transmission` over `channel` (buffers) over `transport`,
-//! which `socket` and, laid over it, `tls` implement; `address` makes listeners of `unix`, `tcp`
-//! and `given` sockets; `allow` is who may open what; `replies` says how requests are answered,
-//! `contexts` what the metadata contexts are; `registry` knows who is connected to what, `large`
-//! bounds the memory of large messages; `codec`, `judgement` and `certificate` are pure.
+//! connection) and `crowd` (many that flush at once, each of which takes a `turn`) over
+//! `negotiation` and `transmission` over `channel` (buffers) over `transport`, which `socket` and,
+//! laid over it, `tls` implement; `address` makes listeners of `unix`, `tcp` and `given` sockets;
+//! `allow` is who may open what; `replies` says how requests are answered, `contexts` what the
+//! metadata contexts are; `registry` knows who is connected to what, `habit` how a connection
+//! flushes, `large` bounds the memory of large messages; `codec`, `judgement` and `certificate` are
+//! pure.
 //! Invariants: requests of a connection take effect in order of arrival; a write that was not
 //! received whole is never applied; no byte a client can send panics the server.
 //! Source: the NBD protocol document, `doc/proto.md` of `NetworkBlockDevice/nbd`.

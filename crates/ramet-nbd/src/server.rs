@@ -151,7 +151,8 @@ impl NbdServer {
         policy: Option<Policy>,
     ) -> io::Result<JoinHandle<()>> {
         let (listener, registry) = (Arc::clone(listener), Arc::clone(&self.registry));
-        let shared = Shared { exports: Arc::clone(exports), policy, crowd: Arc::clone(&self.crowd) };
+        let shared =
+            Shared { exports: Arc::clone(exports), policy, crowd: Arc::clone(&self.crowd) };
         Builder::new()
             .name("nbd-accept".to_owned())
             .spawn(move || accept_connections(&*listener, &registry, &shared))
@@ -241,11 +242,7 @@ struct Shared {
     crowd: Arc<Crowd>,
 }
 
-fn accept_connections(
-    listener: &dyn Listener,
-    registry: &Arc<Registry>,
-    shared: &Shared,
-) {
+fn accept_connections(listener: &dyn Listener, registry: &Arc<Registry>, shared: &Shared) {
     let uncertain = listener.network_address().is_some();
     while !registry.is_closing() {
         match listener.accept() {

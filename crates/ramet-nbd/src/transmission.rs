@@ -316,7 +316,11 @@ impl Transmission {
         if durable { self.channel.send() } else { Ok(()) }
     }
 
-    pub(crate) fn answer(&mut self, request: &Request, done: Result<(), EngineError>) -> Result<(), Ended> {
+    pub(crate) fn answer(
+        &mut self,
+        request: &Request,
+        done: Result<(), EngineError>,
+    ) -> Result<(), Ended> {
         let closing = self.membership.registry().is_closing();
         let done = match &done {
             Ok(()) => Ok(()),

@@ -208,11 +208,8 @@ fn who_says_nothing_gets_its_thread_back() {
 
 #[test]
 fn closing_ends_the_crowd_after_what_was_received() {
-    let limits = Limits {
-        crowd_flushes_min: 1,
-        close_answer: Duration::from_secs(30),
-        ..Limits::default()
-    };
+    let limits =
+        Limits { crowd_flushes_min: 1, close_answer: Duration::from_secs(30), ..Limits::default() };
     let served = Served::with_limits(limits);
     let mut clients = [attach(&served, 1), attach(&served, 2)];
     served.volume.flush_gate.close();
