@@ -7,8 +7,10 @@ use crash::model::BLOCK_BYTES;
 use crash::run::{Run, Totals};
 use crash::script::{Step, create, delete, snapshot_of, write};
 use crash::{damage_newer_slot, sampled};
-use ramet_engine::{Kind, Reclaimed};
-use ramet_store::{Fault, Kept, Store, When};
+use ramet_engine::{Engine, Kind, Reclaimed};
+use ramet_store::{Fault, FaultStore, Kept, Store, When};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// Fates of what was not synced, for each moment.
 const FATES: u64 = 3;
@@ -195,6 +197,24 @@ fn a_hold_ends_where_there_is_no_space_and_what_is_dead_comes_back() {
     assert!(run.totals.given_back_bytes > 3 << 20, "{:?}", run.totals);
 }
 
+/// Who is told extents walks a map that is history by then, where others go on: what it may still
+/// have to read stays until it is done.
+#[test]
+fn nothing_is_given_back_while_a_map_is_walked() {
+    let run = story();
+    let engine = run.engine();
+    let device = engine.device("a").expect("there");
+    let reclaim = || engine.reclaim(true, &mut |_| true).expect("done").given_back_bytes;
+    let mut meanwhile = None;
+    let mut tell = |_, _| {
+        meanwhile.get_or_insert_with(reclaim);
+        ControlFlow::Continue(())
+    };
+    device.extents(0, device.size_bytes(), &mut tell).expect("told");
+    assert_eq!(meanwhile, Some(0));
+    assert!(reclaim() > 3 << 20, "there was nothing to give back");
+}
+
 /// A delete comes while space is given back, and nodes are counted before it was looked at: its
 /// map is read still, to find what nobody else holds.
 #[test]
@@ -252,6 +272,33 @@ fn what_dies_after_the_checkpoint_is_not_given_back_with_it() {
     assert!(!done.is_done && done.given_back_bytes > 0, "it was ended in between");
     drop(engine);
     run.lose_power(Kept::Nothing).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// All objects were deleted, so no tree is left, and nothing is reached in any file of nodes: the
+/// one that nodes are appended to is not a file that can go.
+#[test]
+fn the_file_that_nodes_are_appended_to_stays_when_nothing_in_it_is_reached() {
+    let store = Arc::new(FaultStore::new(14));
+    Engine::create_in(&*store, 1 << 20).expect("created");
+    let settings = crash::run::settings(14);
+    let open = || Engine::open_in(store.clone(), false, settings.clone()).expect("opened");
+    let engine = open();
+    for (round, name) in ["a", "b", "c"].into_iter().enumerate() {
+        engine.create_volumes(&[name.into()], 4096 * BLOCK_BYTES, &[]).expect("created");
+        let device = engine.device(name).expect("there");
+        device.write(700 * BLOCK_BYTES, &[7; 8192], false).expect("written");
+        drop(device);
+        engine.checkpoint().expect("written");
+        if round < 2 {
+            engine.delete(&[name.into()]).expect("deleted");
+            engine.reclaim(true, &mut |_| true).expect("given back");
+        }
+    }
+    engine.close().expect("closed");
+    drop(engine);
+    let mut found = vec![0; 8192];
+    open().device("c").expect("there").read(700 * BLOCK_BYTES, &mut found).expect("read");
+    assert_eq!(found, [7; 8192]);
 }
 
 /// The first thing that is done to a full pool after a kill is a delete: the reserve of before was
