@@ -25,6 +25,8 @@ NAMES = {
     "opening": "opening after a kill",
     "datapath": "requests over NBD beside nbdkit and qemu-nbd",
     "volumes": "many volumes that flush at once; bytes written for first writes",
+    "reclaim": "nodes that deletes visit, time and memory of checks, against the pool's size",
+    "space": "space of clones, new and used, beside copies, qcow2 and reflinks; needs root",
     "cold_reads": "random reads with nothing in memory, maps ten times the node budget",
 }
 

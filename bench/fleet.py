@@ -50,6 +50,8 @@ class Scale:
     datapath_seconds: float
     cold_bytes: int
     cold_reads: int
+    space_bytes: int
+    space_clones: int
 
     @property
     def fleet_count(self) -> int:
@@ -78,6 +80,8 @@ FULL = Scale(
     datapath_seconds=1.0,
     cold_bytes=4096 * MIB,
     cold_reads=20_000,
+    space_bytes=512 * MIB,
+    space_clones=20,
 )
 QUICK = Scale(
     name="quick",
@@ -101,6 +105,8 @@ QUICK = Scale(
     datapath_seconds=0.5,
     cold_bytes=512 * MIB,
     cold_reads=5_000,
+    space_bytes=128 * MIB,
+    space_clones=5,
 )
 TINY = Scale(
     name="tiny",
@@ -124,6 +130,8 @@ TINY = Scale(
     datapath_seconds=0.05,
     cold_bytes=8 * MIB,
     cold_reads=200,
+    space_bytes=16 * MIB,
+    space_clones=1,
 )
 SCALES = {scale.name: scale for scale in (FULL, QUICK, TINY)}
 

@@ -70,6 +70,7 @@ MANY = 10_000
 _STALL = "at most 1.2 of without, or 5 ms"
 _SAME = "none measurable: at most 1.2"
 LIVE_MIB = 1024
+_TWICE = Goal("at most 2", 2.0, "max", count=MANY)
 
 
 def _at_most(limit: float) -> Goal:
@@ -129,6 +130,14 @@ GOALS = {
     "datapath.disk.aged.ratio": _at_most(1.5),
     "volumes.flush.one.ratio": Goal("at least 10", 10, at_least=True, count=64),
     "volumes.flush.qemu-nbd-qcow2.ratio": Goal("at least 5", 5, at_least=True, count=64),
+    # Space: nodes visited through nodes that differ, or die.
+    "space.used.ramet.ratio": Goal("at most 1.12", 1.12, count=20),
+    "space.used.less_than_copies": Goal("at least 6", 6, at_least=True, count=20),
+    "space.start.less_than_copies": Goal("at least 100", 100, at_least=True, count=1000),
+    "reclaim.one.golden.visited": _TWICE,
+    "reclaim.one.cold.visited": _TWICE,
+    "reclaim.one.golden_gone.visited": _TWICE,
+    "reclaim.chain.visited": _TWICE,
     "volumes.first.flushed.bytes.ramet": Goal("at most 8.5 KiB", 8704),
     "volumes.first.d32.bytes.ramet": Goal("at most 4.5 KiB", 4608),
 }

@@ -29,6 +29,17 @@ SHARERS += [Sharer("vm-2", 3 * MIB), Sharer("vm-3", MIB)]
 EXCLUSIVE = {"vm-2": MIB, "vm-3": 3 * MIB, "other": MIB}
 
 
+def test_the_pool_says_how_scattered_volumes_are(pool: ramet.Pool) -> None:
+    pool.create_volume("a", "16MiB").write(0, b"a" * 2 * MIB)
+    pool.volume("a").write(MIB, b"b" * BLOCK_BYTES)
+    found = pool.sharing("a").fragments_per_mib
+    assert found is not None
+    assert found > 1
+    assert pool.stats()["fragments_per_mib"] == found
+    pool.volume("a").write(0, b"c" * BLOCK_BYTES)
+    assert pool.stats()["fragments_per_mib"] == found, "it is looked at once a minute"
+
+
 def test_a_list_agrees_with_each_object_by_itself(pool: ramet.Pool) -> None:
     make_family(pool)
     spaces = pool.spaces()

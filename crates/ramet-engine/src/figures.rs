@@ -7,8 +7,8 @@
 
 use crate::engine::Engine;
 use crate::ids::IdMap;
-use crate::map::{Extent, LEAF_BLOCKS, diff};
-use crate::object::Object;
+use crate::map::{Extent, LEAF_BLOCKS, Missing, diff};
+use crate::object::{Object, ObjectKind};
 use crate::reclaim::ObjectSpace;
 use crate::{EngineError, Kind};
 use parking_lot::Mutex;
@@ -28,9 +28,12 @@ const LEAVES_MAX: u64 = 4096;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// Figures of a list, and when they were made.
+/// Figures that were made a while ago, and when.
 #[derive(Default)]
-pub(crate) struct Figures(Mutex<IdMap<ObjectId, (Instant, ObjectSpace)>>);
+pub(crate) struct Figures {
+    listed: Mutex<IdMap<ObjectId, (Instant, ObjectSpace)>>,
+    scatter: Mutex<Option<(Instant, Scatter)>>,
+}
 
 /// An object that shares blocks with another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +44,8 @@ pub struct Sharer {
     pub shared_bytes: u64,
 }
 
-/// How scattered an object's blocks are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How scattered the blocks of an object are, or of all volumes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scatter {
     /// Runs of blocks that lie one behind the other, in what was looked at,
     pub fragments_count: u64,
@@ -58,7 +61,7 @@ impl Engine {
     /// `Unavailable` where a map cannot be read now.
     pub fn list_space(&self, now: Instant) -> Result<Vec<(Uuid, ObjectSpace)>> {
         let objects = self.shown_objects();
-        let mut known = std::mem::take(&mut *self.figures.0.lock());
+        let mut known = std::mem::take(&mut *self.figures.listed.lock());
         let mut listed = Vec::with_capacity(objects.len());
         let mut fresh = IdMap::default();
         for object in objects {
@@ -73,7 +76,7 @@ impl Engine {
                 fresh.insert(id, (made, space));
             }
         }
-        *self.figures.0.lock() = fresh;
+        *self.figures.listed.lock() = fresh;
         Ok(listed)
     }
 
@@ -173,26 +176,69 @@ impl Engine {
     pub fn scatter(&self, name: &str) -> Result<Scatter> {
         let object = self.find_object(name)?;
         let _pin = self.reclaim.pin();
-        let leaves = object.size_bytes().div_ceil(LEAF_BLOCKS * BLOCK_BYTES_U64);
-        let stride = leaves.div_ceil(LEAVES_MAX).max(1);
-        let (mut fragments, mut blocks) = (0, 0);
-        let mut last: Option<Extent> = None;
-        for leaf in (0..leaves).step_by(usize::try_from(stride).unwrap_or(usize::MAX)) {
-            let found = self.nodes.with(|| {
-                let mut extents = Vec::new();
-                object.head.map().lookup(leaf * LEAF_BLOCKS, LEAF_BLOCKS, &mut extents)?;
-                Ok(extents)
-            })?;
-            for extent in found.into_iter().filter(|extent| extent.locator.is_some()) {
-                blocks += extent.count;
-                let goes_on = last.as_mut().is_some_and(|last| last.merge(&extent));
-                if !goes_on {
-                    fragments += 1;
-                    last = Some(extent);
-                }
+        let mut fragments = Fragments::default();
+        for leaf in some_leaves(&object, LEAVES_MAX) {
+            fragments.count(self.nodes.with(|| look_up(&object, leaf))?);
+        }
+        Ok(fragments.scatter)
+    }
+
+    /// How scattered the blocks of volumes are, as far as their maps are in memory: nothing is
+    /// read. Some thousand leaves are looked at, and the answer may be a minute old.
+    pub fn pool_scatter(&self, now: Instant) -> Scatter {
+        let mut known = self.figures.scatter.lock();
+        if let Some((made, scatter)) = *known
+            && now.saturating_duration_since(made) < AGE_MAX
+        {
+            return scatter;
+        }
+        let mut volumes = self.shown_objects();
+        volumes.retain(|object| object.kind() == ObjectKind::Volume);
+        let count = volumes.len() as u64;
+        let stride = usize::try_from(count.div_ceil(LEAVES_MAX).max(1)).unwrap_or(usize::MAX);
+        let mut sum = Scatter::default();
+        for object in volumes.iter().step_by(stride) {
+            let mut fragments = Fragments::default();
+            let leaves = some_leaves(object, (LEAVES_MAX / count).max(1));
+            // What is not in memory is left out.
+            leaves.filter_map(|leaf| look_up(object, leaf).ok()).for_each(|it| fragments.count(it));
+            sum.fragments_count += fragments.scatter.fragments_count;
+            sum.looked_at_bytes += fragments.scatter.looked_at_bytes;
+        }
+        *known = Some((now, sum));
+        sum
+    }
+}
+
+/// Leaves of an object, `count` at most, as far apart as each other.
+fn some_leaves(object: &Object, count: u64) -> impl Iterator<Item = u64> {
+    let leaves = object.size_bytes().div_ceil(LEAF_BLOCKS * BLOCK_BYTES_U64);
+    let stride = leaves.div_ceil(count).max(1);
+    (0..leaves).step_by(usize::try_from(stride).unwrap_or(usize::MAX))
+}
+
+fn look_up(object: &Object, leaf: u64) -> std::result::Result<Vec<Extent>, Missing> {
+    let mut extents = Vec::new();
+    object.head.map().lookup(leaf * LEAF_BLOCKS, LEAF_BLOCKS, &mut extents)?;
+    Ok(extents)
+}
+
+/// Counts runs, leaf after leaf of one object.
+#[derive(Default)]
+struct Fragments {
+    scatter: Scatter,
+    last: Option<Extent>,
+}
+
+impl Fragments {
+    fn count(&mut self, extents: Vec<Extent>) {
+        for extent in extents.into_iter().filter(|extent| extent.locator.is_some()) {
+            self.scatter.looked_at_bytes += extent.count * BLOCK_BYTES_U64;
+            let goes_on = self.last.as_mut().is_some_and(|last| last.merge(&extent));
+            if !goes_on {
+                self.scatter.fragments_count += 1;
+                self.last = Some(extent);
             }
         }
-        let looked_at_bytes = blocks * BLOCK_BYTES_U64;
-        Ok(Scatter { fragments_count: fragments, looked_at_bytes })
     }
 }

@@ -53,6 +53,8 @@ pub struct Stats {
     pub nodes_evicted_count: u64,
     /// See `nodes_loaded_count`.
     pub nodes_written_count: u64,
+    /// Map nodes looked at since opening, to find out what of deleted objects nobody else holds.
+    pub nodes_visited_count: u64,
     /// Memory that nodes take which are on disk too, and those which are not yet.
     pub nodes_clean_bytes: u64,
     /// See `nodes_clean_bytes`.
@@ -147,6 +149,7 @@ impl Engine {
             nodes_loaded_count: self.nodes.counters.loaded.load(Ordering::Relaxed),
             nodes_evicted_count: self.nodes.counters.evicted.load(Ordering::Relaxed),
             nodes_written_count: self.nodes.counters.written.load(Ordering::Relaxed),
+            nodes_visited_count: self.space.nodes_visited(),
             nodes_clean_bytes: self.nodes.resident_bytes(),
             nodes_dirty_bytes: self.nodes.dirty_bytes(),
             gate_closed_ns_last: counters.gate_closed_ns_last.load(Ordering::Relaxed),

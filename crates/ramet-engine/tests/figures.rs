@@ -135,6 +135,26 @@ fn a_volume_is_as_scattered_as_its_blocks_lie() {
     assert_eq!(run.engine().scatter("absent").expect_err("no such").code, "object_not_found");
 }
 
+#[test]
+fn all_volumes_together_are_as_scattered_as_each_of_them() {
+    let mut run = Run::quiet(3);
+    let (began, minute) = (Instant::now(), Duration::from_secs(60));
+    let all = |run: &Run, now| run.engine().pool_scatter(now);
+    assert_eq!(all(&run, began), Scatter::default());
+    run.steps(&[create("a", 4096), write("a", 500, 100, 1000), snapshot_of("a", "s")]);
+    run.steps(&[write("a", 520, 1, 50_000), create("b", 4096), write("b", 0, 7, 60_000)]);
+    assert_eq!(all(&run, began + minute / 2), Scatter::default(), "it is not a minute old");
+    // Three of `a`, one of `b`; what the snapshot has there does not count.
+    let wanted = Scatter { fragments_count: 4, looked_at_bytes: 107 * BLOCK_BYTES };
+    assert_eq!(all(&run, began + minute), wanted);
+    // Maps that are not in memory are not read for it.
+    run.steps(&[Step::Close]);
+    let loaded = run.engine().stats().expect("figures").nodes_loaded_count;
+    let found = all(&run, began + minute);
+    assert!(found.looked_at_bytes <= wanted.looked_at_bytes, "{found:?}");
+    assert_eq!(run.engine().stats().expect("figures").nodes_loaded_count, loaded);
+}
+
 /// A volume of 64 TiB is looked at in places.
 #[test]
 fn a_large_volume_is_looked_at_in_places() {

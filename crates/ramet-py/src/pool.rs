@@ -237,7 +237,8 @@ impl Pool {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.call(py, Engine::stats)?;
+        let look = |engine: &Engine| Ok((engine.stats()?, engine.pool_scatter(Instant::now())));
+        let (stats, scatter) = self.call(py, look)?;
         let dict = PyDict::new(py);
         dict.set_item("poisoned", !stats.poisoned.is_empty())?;
         dict.set_item("poisoned_reason", stats.poisoned)?;
@@ -251,6 +252,8 @@ impl Pool {
             ("waiting_bytes", stats.waiting_bytes),
             ("given_back_bytes", stats.given_back_bytes),
             ("dying_count", stats.dying_count),
+            ("fragments_count", scatter.fragments_count),
+            ("fragments_bytes", scatter.looked_at_bytes),
             ("segments_count", stats.segments_count),
             ("sealed_count", stats.sealed_count),
             ("staged_bytes", stats.staged_bytes),
@@ -263,6 +266,7 @@ impl Pool {
             ("nodes_loaded_count", stats.nodes_loaded_count),
             ("nodes_evicted_count", stats.nodes_evicted_count),
             ("nodes_written_count", stats.nodes_written_count),
+            ("nodes_visited_count", stats.nodes_visited_count),
             ("nodes_stored_bytes", stats.nodes_stored_bytes),
             ("nodes_clean_bytes", stats.nodes_clean_bytes),
             ("nodes_dirty_bytes", stats.nodes_dirty_bytes),

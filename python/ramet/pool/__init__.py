@@ -37,6 +37,7 @@ from ramet.volume import ObjectLike, Snapshot, SnapshotLike, Volume, VolumeLike
 
 __all__ = ["NbdServer", "Pool", "Snapshot", "Volume", "accept_loss", "create", "open"]
 
+MIB = 1 << 20
 DESCRIPTOR_NAME = "pool"  # The file that makes a directory a pool.
 
 
@@ -432,6 +433,9 @@ class Pool(PoolRoots):
         mapped, living = int(figures["mapped_bytes"]), int(figures["living_bytes"])
         figures["space_state"] = self.fullness().state(thresholds)
         figures["saving_factor"] = round(mapped / living, 2) if living else 1.0
+        # Of no block at all there are no fragments.
+        fragments, looked_at = (int(figures.pop(f"fragments_{it}")) for it in ("count", "bytes"))
+        figures["fragments_per_mib"] = round(fragments / (looked_at / MIB), 3) if looked_at else 0.0
         return figures
 
     def serve_nbd(

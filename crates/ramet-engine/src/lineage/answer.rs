@@ -34,7 +34,6 @@ impl Lineage {
         if self.families.contains_key(&family) {
             self.turns.push_back(family);
         }
-        self.nodes_visited += visited;
         Ok(visited + 1)
     }
 
@@ -65,6 +64,7 @@ impl Lineage {
         let walked = walk_unheld(&map, 0, budget, &mut neighbors, dead);
         let yes = neighbors.seat(walked.yes).map(|seat| self.tree.ticket(seat));
         let Walked { answered, visited, missing, .. } = walked;
+        self.nodes_visited += visited;
         let (map, cut) = match answered {
             Some(end) => cut_answered(map, end),
             None => (Map::default(), Ok(0)),

@@ -33,7 +33,8 @@ impl Beside for Listed<'_> {
 pub struct Walked {
     /// Everything before this block is answered; `None`: the whole map is.
     pub answered: Option<u64>,
-    /// Nodes looked into, the neighbors' leaves among them.
+    /// Nodes that it is done with, the neighbors' leaves among them. One that a walk comes to again
+    /// because something below it had to be loaded first counts once.
     pub visited: u64,
     /// The number of the neighbor that said yes last.
     pub yes: usize,
@@ -115,7 +116,6 @@ impl Walk<'_> {
         if self.answered_leaf && self.visited >= self.budget {
             return ControlFlow::Break(Stopped { answered: base.max(self.from), missing: None });
         }
-        self.visited += 1;
         let stop = |missing| {
             ControlFlow::Break(Stopped { answered: base.max(self.from), missing: Some(missing) })
         };
@@ -132,10 +132,11 @@ impl Walk<'_> {
                     });
                 }
                 self.answered_leaf = true;
-                ControlFlow::Continue(())
             }
-            Body::Inner(_) => self.walk_children(node, &body, base, beside),
+            Body::Inner(_) => self.walk_children(node, &body, base, beside)?,
         }
+        self.visited += 1;
+        ControlFlow::Continue(())
     }
 
     fn walk_children(
@@ -186,10 +187,10 @@ impl Walk<'_> {
         if let Some(beside) = beside {
             subtract(&mut left, beside)?;
         }
-        let asked = self.yes;
+        let (asked, mut looked_into) = (self.yes, 0);
         for number in (0..).filter(|number| *number != asked) {
             if left.is_empty() {
-                return Ok(());
+                break;
             }
             let Some((map, shared_before)) = self.neighbors.neighbor(number) else {
                 break;
@@ -197,7 +198,7 @@ impl Walk<'_> {
             if left.iter().all(|run| run.locator.position() >= shared_before) {
                 break;
             }
-            self.visited += 1;
+            looked_into += 1;
             let found = map.find(base, 0)?;
             if let Some(found) = found
                 && take_held(&mut left, node, &found)?
@@ -206,6 +207,7 @@ impl Walk<'_> {
                 self.changes += 1;
             }
         }
+        self.visited += looked_into;
         for run in left {
             (self.dead)(base + run.start() as u64, run.length() as u64, run.locator);
         }
