@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 __all__ = [
     "Attached",
     "Device",
+    "HashedReader",
     "NbdServer",
     "Object",
     "Pool",
@@ -143,6 +144,16 @@ class RootHasher:
         """Give the root, 64 hexadecimal digits. Nothing can be done afterwards."""
 
 @final
+class HashedReader:
+    """Reads a snapshot, keeps what its blocks hash to, and computes its root from kept hashes."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    def read(self, first_block: int, length_bytes: int) -> bytes: ...
+    def step(self, blocks_max: int) -> str | None:
+        """Go on with the root, reading about so many blocks at most; the root once it is known."""
+
+@final
 class StreamHash:
     """BLAKE3 over what it is fed."""
 
@@ -192,6 +203,10 @@ class Pool:
     def poisoned_reason(self) -> str:
         """The failure after which writes are refused; empty: none."""
 
+    def hashed_reader(self, name: str) -> HashedReader:
+        """Read a snapshot, or something that is being received and is complete."""
+    def forget_hashes(self) -> None:
+        """Remove all kept hashes."""
     def hold_space(self) -> int:
         """Give nothing back until `let_go`, or until there is no space. Result: its number."""
 

@@ -9,6 +9,7 @@ use crate::checkpoint::load::{self, Reached, remove_orphans};
 use crate::checkpoint::{Aim, Checkpoints};
 use crate::command::Prepared;
 use crate::figures::Figures;
+use crate::hashes::Hashes;
 use crate::head::{Heads, InGate};
 use crate::loss::{Acceptance, LossReport};
 use crate::map::{Extent, LEAF_BLOCKS};
@@ -57,6 +58,7 @@ pub struct Engine {
     pub(crate) reclaim: Reclaim,
     pub(crate) reserve: Reserve,
     pub(crate) figures: Figures,
+    pub(crate) hashes: Hashes,
     pub(crate) limited: Arc<LimitStore>,
     pub(crate) settings: Settings,
     pub(crate) counters: EngineCounters,
@@ -255,6 +257,7 @@ impl Engine {
             reclaim: Reclaim::default(),
             reserve,
             figures: Figures::default(),
+            hashes: Hashes::default(),
             limited,
             settings,
             counters: EngineCounters::opened(opened.cut, node_units),
@@ -343,6 +346,7 @@ impl Engine {
         if idle || self.log.check_open().is_err() {
             return Ok(false);
         }
+        self.step_hashes(now);
         self.checkpoint_where_due(now)
     }
 
@@ -361,6 +365,7 @@ impl Engine {
         } else {
             Ok(())
         };
+        self.close_hashes();
         self.log.close()?;
         closing
     }

@@ -5,6 +5,7 @@
 
 use crate::engine::Engine;
 use crate::{EngineError, Kind};
+use ramet_log::format::hashes::HASHES_DIRECTORY;
 use ramet_log::format::superblock::Commit;
 use ramet_log::{DIRECTORIES, LogError};
 use ramet_store::LimitStore;
@@ -14,6 +15,7 @@ pub(crate) fn begin(limited: &LimitStore, newest: &Commit, holds: bool) -> Resul
     if limited.taken_bytes() == 0 {
         limited.count(&[""]).map_err(LogError::from)?;
         limited.count(&DIRECTORIES).map_err(LogError::from)?;
+        limited.count(&[HASHES_DIRECTORY]).map_err(LogError::from)?;
     }
     if holds {
         limited.set_limit((newest.limit_bytes != 0).then_some(newest.limit_bytes));

@@ -153,7 +153,7 @@ impl Engine {
         Ok(Arc::new(VolumeDevice::new(self.clone(), object, false)))
     }
 
-    fn find_receiving(&self, uuid: Uuid) -> Result<Arc<Object>> {
+    pub(crate) fn find_receiving(&self, uuid: Uuid) -> Result<Arc<Object>> {
         let found = self.table.read().with_uuid(uuid).cloned();
         found.filter(|object| object.is_receiving()).ok_or_else(|| {
             let text = format!("{uuid} is not being received; hint: `ramet receive --list`");

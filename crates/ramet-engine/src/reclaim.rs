@@ -242,6 +242,7 @@ impl Engine {
     pub(crate) fn note_full(&self, error: LogError) -> EngineError {
         if matches!(error, LogError::Store(StoreError::Full { .. })) {
             self.reclaim.break_holds();
+            self.want_no_hashes();
         }
         error.into()
     }
@@ -433,15 +434,18 @@ impl Engine {
         match work {
             Work::Remove(ids) => {
                 came_back(self.log.remove_segments(&ids)?);
+                self.drop_hashes(&ids);
             }
             Work::RemoveNodes(ids) => {
-                for id in ids {
-                    came_back(self.nodes.files.remove(id)?);
+                for id in &ids {
+                    came_back(self.nodes.files.remove(*id)?);
                 }
+                self.drop_hashes(&ids);
             }
             Work::Thin(id, dead) => match self.log.thin(id, &dead)? {
                 Some(bytes) => {
                     came_back(bytes);
+                    self.thin_hashes(id, &dead);
                 }
                 None => {
                     reclaim.no_holes.store(true, Ordering::Relaxed);

@@ -5,6 +5,7 @@
 
 use crate::verbs::SIZE_BYTES_MAX;
 use crate::{BlockDevice, EngineError};
+use ramet_log::format::hashes::{HASH_BYTES, Hash};
 use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use std::ops::ControlFlow;
 use std::sync::LazyLock;
@@ -26,22 +27,19 @@ impl ContentHash {
     }
 }
 
-const HASH_BYTES: usize = 32;
-const CHILDREN: usize = 8;
+pub(crate) const CHILDREN: usize = 8;
 /// Bits of a block's index that say which child it is in, at each level.
 const CHILD_BITS: u32 = 3;
 /// Levels above the blocks: 8^12 blocks are `SIZE_BYTES_MAX`.
-const HEIGHT: usize = 12;
+pub(crate) const HEIGHT: usize = 12;
 const MAGIC: &[u8; 8] = b"RAMETRT1";
 /// Bytes read at once: what one read of the log takes in any case.
 const READ_BYTES: usize = 1 << 20;
 
 const _: () = assert!(SIZE_BYTES_MAX == BLOCK_BYTES_U64 << (CHILD_BITS * 12));
 
-type Hash = [u8; HASH_BYTES];
-
 /// What a subtree of zeros hashes to, by its level.
-static ZEROS: LazyLock<[Hash; HEIGHT + 1]> = LazyLock::new(|| {
+pub(crate) static ZEROS: LazyLock<[Hash; HEIGHT + 1]> = LazyLock::new(|| {
     let mut hashes = [hash(&[0; BLOCK_BYTES]); HEIGHT + 1];
     for level in 1..=HEIGHT {
         hashes[level] = hash_node(&[hashes[level - 1]; CHILDREN]);
@@ -49,11 +47,11 @@ static ZEROS: LazyLock<[Hash; HEIGHT + 1]> = LazyLock::new(|| {
     hashes
 });
 
-fn hash(bytes: &[u8]) -> Hash {
+pub(crate) fn hash(bytes: &[u8]) -> Hash {
     *blake3::hash(bytes).as_bytes()
 }
 
-fn hash_node(children: &[Hash; CHILDREN]) -> Hash {
+pub(crate) fn hash_node(children: &[Hash; CHILDREN]) -> Hash {
     hash(children.as_flattened())
 }
 
@@ -135,12 +133,22 @@ impl RootHasher {
                 self.push(level + 1, index, top);
             }
         }
-        let mut root = ContentHash::default();
-        root.update(MAGIC);
-        root.update(&self.size_bytes.to_le_bytes());
-        root.update(&top);
-        root.digest()
+        finish(self.size_bytes, top, HEIGHT)
     }
+}
+
+/// The root, from the hash of the first node of a level beyond which all is zeros.
+pub(crate) fn finish(size_bytes: u64, mut top: Hash, level: usize) -> Hash {
+    for level in level..HEIGHT {
+        let mut children = [ZEROS[level]; CHILDREN];
+        children[0] = top;
+        top = hash_node(&children);
+    }
+    let mut root = ContentHash::default();
+    root.update(MAGIC);
+    root.update(&size_bytes.to_le_bytes());
+    root.update(&top);
+    root.digest()
 }
 
 /// Add what `device` has from block `first` on, at most about `blocks_max` blocks that are mapped:

@@ -27,6 +27,8 @@ pub struct Stats {
     pub given_back_bytes: u64,
     /// Bytes of files of map nodes.
     pub nodes_stored_bytes: u64,
+    /// Bytes of files of kept hashes.
+    pub hashes_bytes: u64,
     /// Whether the file system can keep files with holes.
     pub holes_supported: bool,
     /// Places that wait to be walked.
@@ -136,6 +138,7 @@ impl Engine {
             waiting_bytes: self.waiting_bytes(),
             given_back_bytes: self.reclaim.given_back_bytes.load(Ordering::Relaxed),
             nodes_stored_bytes: self.node_file_bytes(),
+            hashes_bytes: self.hashes_bytes(),
             holes_supported: self.reclaim.holes_supported(),
             dying_count,
             durable_sequence: self.log.durable().0,

@@ -117,7 +117,7 @@ impl VolumeDevice {
         })
     }
 
-    fn look_up(&self, first: u64, count: u64, extents: &mut Vec<Extent>) -> Result<()> {
+    pub(crate) fn look_up(&self, first: u64, count: u64, extents: &mut Vec<Extent>) -> Result<()> {
         self.engine.nodes.with(|| {
             extents.clear();
             self.object.head.map().lookup(first, count, extents)

@@ -171,6 +171,11 @@ impl Log {
         self.gate.lock().position()
     }
 
+    /// The nonce of a segment's file; `None` where there is no such segment.
+    pub fn nonce(&self, id: SegmentId) -> Option<u64> {
+        self.segments.read().get(&id).map(|segment| segment.nonce)
+    }
+
     /// The segment that is appended to, and how many of its slots hold blocks.
     pub fn open_segment(&self) -> Option<(SegmentId, u32)> {
         self.gate.lock().open_segment()

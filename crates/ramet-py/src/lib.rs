@@ -29,6 +29,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<object::Object>()?;
     module.add_class::<server::NbdServer>()?;
     module.add_class::<root::RootHasher>()?;
+    module.add_class::<root::HashedReader>()?;
     module.add_class::<root::StreamHash>()?;
     module.add_class::<scrub::Scrub>()?;
     module.add_function(wrap_pyfunction!(loss::accept_loss, module)?)?;

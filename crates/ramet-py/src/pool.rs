@@ -3,6 +3,7 @@
 use crate::call::{Owner, call};
 use crate::device::{Attached, Device};
 use crate::object::{Object, objects, parse_uuid, parse_uuids};
+use crate::root::HashedReader;
 use crate::scrub::Scrub;
 use crate::server::{NbdServer, Wanted};
 use parking_lot::{Condvar, Mutex};
@@ -160,6 +161,21 @@ impl Pool {
         self.call(py, Engine::checkpoint)
     }
 
+    fn hashed_reader(&self, py: Python<'_>, name: &str) -> PyResult<HashedReader> {
+        let reader = call(py, self.owner, || {
+            self.engine.check_open()?;
+            self.engine.hashed_reader(name)
+        })?;
+        Ok(HashedReader::new(reader, self.owner))
+    }
+
+    fn forget_hashes(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, |engine| {
+            engine.forget_hashes();
+            Ok(())
+        })
+    }
+
     fn hold_space(&self, py: Python<'_>) -> PyResult<u64> {
         self.call(py, |engine| Ok(engine.hold_space()))
     }
@@ -268,6 +284,7 @@ impl Pool {
             ("nodes_written_count", stats.nodes_written_count),
             ("nodes_visited_count", stats.nodes_visited_count),
             ("nodes_stored_bytes", stats.nodes_stored_bytes),
+            ("hashes_bytes", stats.hashes_bytes),
             ("nodes_clean_bytes", stats.nodes_clean_bytes),
             ("nodes_dirty_bytes", stats.nodes_dirty_bytes),
             ("gate_closed_ns_last", stats.gate_closed_ns_last),

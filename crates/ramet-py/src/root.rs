@@ -5,6 +5,7 @@ use crate::device::Device;
 use parking_lot::Mutex;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use ramet_engine::{ContentHash, EngineError, Kind, SIZE_BYTES_MAX, hash_stored};
 use std::fmt::Write;
 
@@ -74,10 +75,51 @@ impl RootHasher {
     fn finish(&self, py: Python<'_>) -> PyResult<String> {
         self.with(py, |_| Ok(()))?;
         let hasher = self.0.lock().take().expect("was there, and the interpreter's lock is held");
-        Ok(hasher.finish().iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("a text takes all");
-            text
-        }))
+        Ok(hex(&hasher.finish()))
+    }
+}
+
+fn hex(hash: &[u8]) -> String {
+    hash.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a text takes all");
+        text
+    })
+}
+
+/// See python/ramet/_core.pyi.
+#[pyclass(frozen, module = "ramet._core")]
+pub struct HashedReader {
+    reader: Mutex<ramet_engine::HashedReader>,
+    owner: Owner,
+}
+
+impl HashedReader {
+    pub fn new(reader: ramet_engine::HashedReader, owner: Owner) -> Self {
+        HashedReader { reader: Mutex::new(reader), owner }
+    }
+}
+
+#[pymethods]
+impl HashedReader {
+    #[getter]
+    fn size_bytes(&self) -> u64 {
+        self.reader.lock().size_bytes()
+    }
+
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        first_block: u64,
+        length_bytes: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        PyBytes::new_with(py, length_bytes, |buffer| {
+            call(py, self.owner, || self.reader.lock().read(first_block, buffer))
+        })
+    }
+
+    fn step(&self, py: Python<'_>, blocks_max: u64) -> PyResult<Option<String>> {
+        let root = call(py, self.owner, || self.reader.lock().step(blocks_max))?;
+        Ok(root.map(|root| hex(&root)))
     }
 }
 

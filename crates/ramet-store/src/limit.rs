@@ -137,8 +137,10 @@ impl LimitStore {
         if let Some(known) = files.get(path) {
             return Ok(known.clone());
         }
-        let mut known = Known { covered_bytes: file.length_bytes()?, ..Known::default() };
-        self.account.settle(&mut known, file.allocated_bytes()?, 0);
+        let (length_bytes, allocated_bytes) = (file.length_bytes()?, file.allocated_bytes()?);
+        let covered_bytes = if allocated_bytes < length_bytes { 0 } else { length_bytes };
+        let mut known = Known { covered_bytes, ..Known::default() };
+        self.account.settle(&mut known, allocated_bytes, 0);
         let known = Arc::new(Mutex::new(known));
         files.insert(path.into(), known.clone());
         Ok(known)

@@ -1,6 +1,6 @@
 """Root hashes of snapshots: what they are is in docs/internals/root-hash.md.
 
-Invariants: a root is computed from blocks that were read and verified, never from a kept root; a
+Invariants: `verify` computes a root from blocks that it read, never from anything kept; a
 root that is kept is never replaced by another.
 """
 
@@ -63,6 +63,7 @@ class PoolRoots(PoolSpace):
     def _keep_root(self, item: _core.Object, root: str) -> None:
         _, kept = tags_and_root_of(item.attributes)
         if kept is not None and kept != root:
+            self._core.forget_hashes()  # One of them may have made the root that was kept.
             raise CorruptError(
                 "root_differs",
                 f"the blocks of '{item.name}' hash to {root}, and hashed to {kept} before;"

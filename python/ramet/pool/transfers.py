@@ -19,6 +19,7 @@ STEP_BLOCKS = 8192  # 32 MiB between two looks for an interrupt.
 
 StreamHash = _core.StreamHash
 RootHasher = _core.RootHasher
+HashedReader = _core.HashedReader
 
 Run = tuple[int, int, bool]  # The first block, how many, whether anything is mapped there.
 
@@ -120,9 +121,24 @@ class Transfers:
         with self._command():
             return [describe(item) for item in self._core.admit(uuids, names, attributes)]
 
+    def hashed_reader(self, uuid: str) -> _core.HashedReader:
+        """Open a snapshot, or a hidden volume that is complete, to read it with hashes."""
+        return self._core.hashed_reader(uuid)
+
+    def forget_hashes(self) -> None:
+        """Remove all kept hashes: one of them may be wrong."""
+        self._core.forget_hashes()
+
     def abandon(self, uuids: list[str]) -> None:
         """Give hidden volumes up, in one commit."""
         self._core.abandon(uuids)
+
+
+def root_of(reader: HashedReader) -> str:
+    """Give the root hash from kept hashes; see docs/internals/root-hash.md, "Kept hashes"."""
+    while (root := reader.step(STEP_BLOCKS)) is None:
+        pass  # So that an interrupt is noticed.
+    return root
 
 
 def hash_device(device: _core.Device, progress: Callable[[int, int], None] | None = None) -> str:

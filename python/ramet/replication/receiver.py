@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ramet.errors import ConflictError, CorruptError, InvalidError, NotFoundError, RametError
 from ramet.names import check_snapshot_name
 from ramet.pool import Pool
-from ramet.pool.transfers import BLOCK_BYTES, Hidden, Incoming, hash_device
+from ramet.pool.transfers import BLOCK_BYTES, Hidden, Incoming, hash_device, root_of
 from ramet.records import ObjectRecord
 from ramet.replication.stream import (
     Begin,
@@ -402,6 +402,11 @@ class _Receiver:
         state = self._states.get(event.place)
         here = state.root if state is not None else None
         if here is None:
+            # What was written is read; what the base had was proved when that was received.
+            here = root_of(self._transfers.hashed_reader(item.uuid))
+        if here != event.root:
+            # Unless a kept hash is wrong: then what is stored decides.
+            self._transfers.forget_hashes()
             here = hash_device(self._transfers.device(item.uuid))
         if here != event.root or (item.root or here) != here:
             # Whatever it is, it must not be resumed.

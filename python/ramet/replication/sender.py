@@ -12,7 +12,7 @@ from ramet import __version__
 from ramet.errors import InvalidError, RametError
 from ramet.frames import Piece
 from ramet.pool import Pool
-from ramet.pool.transfers import BLOCK_BYTES, RootHasher
+from ramet.pool.transfers import BLOCK_BYTES, HashedReader, root_of
 from ramet.records import ObjectRecord
 from ramet.replication.stream import (
     DATA_BYTES_MAX,
@@ -27,7 +27,6 @@ from ramet.replication.stream import (
     Token,
     transfer_of,
 )
-from ramet.volume import BlockDevice
 
 DATA_BLOCKS_MAX = DATA_BYTES_MAX // BLOCK_BYTES
 
@@ -57,7 +56,7 @@ def send(
     snapshot that the other side has. `zstd`: compress data. `resume`: what `position` gave at the
     other side, for the same snapshots and bases; None or empty: from the start.
     Result: bytes in order, each with how much of the data is sent and how much it is in all. The
-    cost follows what differs; the root hash is computed once for each snapshot, from all of it.
+    cost follows what differs: so does that of the root hashes, once a first snapshot was sent.
     Raises: InvalidError where one is no snapshot, or the token is of another transfer;
     NotFoundError; CorruptError where a block is damaged. What is raised after the first piece is in
     the stream too.
@@ -161,7 +160,7 @@ class _Sender:
             self._sent_bytes += (data - left) * BLOCK_BYTES
         told = None
         if base is not None:
-            root = base.root or self._pool.verify(base.uuid).root
+            root = base.root or self._root(base, self._pool.transfers.hashed_reader(base.uuid))
             told = Base(base.uuid, base.name, root)
         return Item(
             record.uuid,
@@ -188,38 +187,31 @@ class _Sender:
 
     def _snapshot(self, index: int) -> Iterator[Piece]:
         pair, first = self._pairs[index], self._first_block(index)
-        record, base = pair
         yield self._piece(self._writer.begin(index, first))
-        # A whole snapshot is hashed on the way.
-        hasher = RootHasher(record.size_bytes) if base is None and first == 0 else None
-        device = self._pool.open_device(record.uuid)
+        # What is read is hashed on the way.
+        reader = self._pool.transfers.hashed_reader(pair.record.uuid)
         at = first
         for runs in _records(self._runs(pair, first)):
             at = runs[-1].first + runs[-1].blocks
-            data = self._read(device, runs, hasher)
+            data = self._read(reader, runs)
             self._sent_bytes += len(data)
             yield self._piece(self._writer.changes(at, runs, data))
         if at < pair.blocks_count:
             yield self._piece(self._writer.changes(pair.blocks_count, [], b""))
-        yield self._piece(self._writer.done(index, self._root(record, hasher)))
+        root = pair.record.root or self._root(pair.record, reader)
+        yield self._piece(self._writer.done(index, root))
 
-    def _read(self, device: BlockDevice, runs: list[Run], hasher: RootHasher | None) -> bytes:
+    def _read(self, reader: HashedReader, runs: list[Run]) -> bytes:
         parts = []
         for run in runs:
             if run.is_data:
-                offset = run.first * BLOCK_BYTES
-                part = device.read(
-                    offset, min(run.blocks * BLOCK_BYTES, device.size_bytes - offset)
-                )
-                if hasher is not None:
-                    hasher.add(run.first, part)
+                left = reader.size_bytes - run.first * BLOCK_BYTES
+                part = reader.read(run.first, min(run.blocks * BLOCK_BYTES, left))
                 parts.append(part.ljust(run.blocks * BLOCK_BYTES, b"\0"))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _root(self, record: ObjectRecord, hasher: RootHasher | None) -> str:
-        if hasher is None:
-            return record.root or self._pool.verify(record.uuid).root
-        root = hasher.finish()
+    def _root(self, record: ObjectRecord, reader: HashedReader) -> str:
+        root = root_of(reader)
         self._pool.keep_root(record.uuid, root)
         return root
 

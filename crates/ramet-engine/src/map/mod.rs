@@ -16,6 +16,7 @@ mod walk;
 
 pub use change::LetGo;
 pub use diff::diff;
+pub(crate) use node::Parts;
 pub use node::{Missing, Node};
 pub use read::{Extent, Extents};
 pub use walk::{Beside, Listed, Walked, walk_unheld};

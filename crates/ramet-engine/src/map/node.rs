@@ -9,7 +9,7 @@ use super::{BLOCKS_PER_LEAF, LEAF_BLOCKS};
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use ramet_log::format::superblock::NodeReference;
 use ramet_log::{Locator, Position};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -55,6 +55,12 @@ impl std::fmt::Debug for Missing {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "Missing({:?})", self.0.reference())
     }
+}
+
+/// What a node consists of, as copies: runs of a leaf's blocks, or children by their numbers.
+pub(crate) enum Parts {
+    Leaf(Vec<(Range<usize>, Locator)>),
+    Inner(Vec<(usize, Arc<Node>)>),
 }
 
 /// How a look through a tree goes on: stopped because that was enough, or by what is missing.
@@ -191,6 +197,20 @@ impl Node {
             .filter(|(_, child)| !child.is_stored())
             .map(|(index, child)| (self.child_base(first, index), child.clone()))
             .collect())
+    }
+
+    /// Look at all of the node.
+    pub(crate) fn parts(self: &Arc<Self>) -> Result<Parts, Missing> {
+        Ok(match &*self.look()? {
+            Body::Leaf(leaf) => {
+                let runs = leaf.runs(0, BLOCKS_PER_LEAF);
+                Parts::Leaf(runs.map(|run| (run.start()..run.end(), run.locator)).collect())
+            }
+            Body::Inner(inner) => {
+                let indexes = inner.indexes(u64::MAX).map(|index| index as usize);
+                Parts::Inner(indexes.zip(inner.children().iter().cloned()).collect())
+            }
+        })
     }
 
     /// The body, to change it: a node that is shared, or stored, is replaced by a copy that is

@@ -4,9 +4,11 @@
 
 use crate::{EngineError, Kind};
 use parking_lot::Mutex;
-use ramet_log::format::node::{NodeFileKind, UNIT_BYTES, UNITS_MAX, node_crc, place};
+use ramet_log::format::node::{
+    NodeFileHeader, NodeFileKind, UNIT_BYTES, UNITS_MAX, node_crc, place,
+};
 use ramet_log::format::superblock::NodeReference;
-use ramet_log::{LogError, SegmentId};
+use ramet_log::{BLOCK_BYTES, LogError, SegmentId};
 use ramet_store::{File, Store, StoreError};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -58,6 +60,13 @@ impl NodeFiles {
             return Err(self.damaged(reference, &reason));
         }
         Ok(bytes)
+    }
+
+    /// The nonce of a file; `None` where it is missing or its header does not verify.
+    pub(crate) fn nonce(&self, id: SegmentId) -> Option<u64> {
+        let mut page = vec![0; BLOCK_BYTES];
+        self.file(id).ok()?.read_at(&mut page, 0).ok()?;
+        NodeFileHeader::nonce_of(&page, self.kind, self.seed, id)
     }
 
     /// Have the files read ahead, of which much will be needed.

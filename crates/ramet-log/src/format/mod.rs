@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod descriptor;
 pub mod footer;
+pub mod hashes;
 pub mod node;
 pub mod segment;
 pub mod superblock;

@@ -108,6 +108,18 @@ impl NodeFileHeader {
         page
     }
 
+    /// The nonce in a first page that verifies and is of a file of this kind, pool and id.
+    #[must_use]
+    pub fn nonce_of(page: &[u8], kind: NodeFileKind, seed: u64, file: SegmentId) -> Option<u64> {
+        let mut from = Reader::new(page, 24);
+        let own_seed = from.u64()?;
+        let log = from.array::<16>()?;
+        from.skip(16)?;
+        let (nonce, own_file) = (from.u64()?, from.u64()?);
+        let is_ours = own_seed == seed && own_file == file.0;
+        (is_ours && Self::is_of(page, kind, seed, log)).then_some(nonce)
+    }
+
     /// Whether a first page verifies and is of a file of this kind, pool and log.
     #[must_use]
     pub fn is_of(page: &[u8], kind: NodeFileKind, seed: u64, log: [u8; 16]) -> bool {
