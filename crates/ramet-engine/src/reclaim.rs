@@ -336,15 +336,12 @@ impl Engine {
 
     /// Bytes of blocks that somebody holds, each counted once.
     pub(crate) fn living_bytes(&self) -> u64 {
-        let open = self.log.open_segment();
+        let blocks = self.log.blocks_counts();
         let dead = self.space.dead_counts();
-        let living = |mut entry: SegmentEntry| {
-            if let Some((_, blocks)) = open.filter(|(id, _)| *id == entry.id) {
-                entry.blocks = blocks;
-            }
-            u64::from(entry.living(dead.get(&entry.id).copied().unwrap_or(0)))
+        let living = |(id, blocks): (SegmentId, u32)| {
+            u64::from(blocks.saturating_sub(dead.get(&id).copied().unwrap_or(0)))
         };
-        self.log.all_segments().into_iter().map(living).sum::<u64>() * BLOCK_BYTES_U64
+        blocks.into_iter().map(living).sum::<u64>() * BLOCK_BYTES_U64
     }
 
     /// Bytes of files of nodes that are in use, whether anything reaches them or not.

@@ -70,6 +70,21 @@ fn a_list_says_of_each_what_is_its_own() {
     assert!(shared > 0);
 }
 
+/// Blocks of a segment that is full, and waits in memory for its footer, were counted neither as
+/// blocks of the segment that is appended to nor as those of one that has ended.
+#[test]
+fn what_lives_is_counted_while_a_full_segment_waits_to_be_sealed() {
+    let mut run = Run::quiet(6);
+    run.steps(&[create("a", 4096), write("a", 0, 200, 1000), Step::Flush]);
+    let living = |run: &Run| run.engine().stats().expect("figures").living_bytes;
+    for round in 1..=10 {
+        run.steps(&[write("a", 200 * round, 20, 10_000 * round)]);
+        assert_eq!(living(&run), (200 + 20 * round) * BLOCK_BYTES, "after {round}");
+    }
+    let stats = run.engine().stats().expect("figures");
+    assert_eq!((stats.segments_count, stats.sealed_count), (2, 0), "it waits no more");
+}
+
 #[test]
 fn a_list_may_be_a_minute_old_and_not_older() {
     let mut run = Run::quiet(1);

@@ -6,7 +6,7 @@ mod crash;
 use crash::model::BLOCK_BYTES;
 use crash::run::{Run, Totals};
 use crash::script::{Step, create, delete, snapshot_of, write};
-use crash::{damage_newer_slot, sampled};
+use crash::{Random, damage_newer_slot, sampled};
 use ramet_engine::{Engine, Kind, Reclaimed};
 use ramet_store::{Fault, FaultStore, Kept, Store, When};
 use std::ops::ControlFlow;
@@ -170,10 +170,33 @@ fn random_scripts_keep_what_is_held_and_give_back_the_rest() {
         assert_eq!(living, held, "{}: bytes that live", run.context);
         let most = living + living / 50 + (1 << 20);
         assert!(taken_bytes(&run) <= most, "{}: {}", run.context, taken_bytes(&run));
+        delete_all_as_foretold(&mut run, &mut Random(seed));
         totals.merge(&run.totals);
         run.kill();
     }
     assert!(totals.given_back_bytes > 4 << 20, "{totals:?}");
+}
+
+/// Delete everything, some objects at a time: what a dry run of them says is what lives less then.
+fn delete_all_as_foretold(run: &mut Run, random: &mut Random) {
+    loop {
+        let mut left: Vec<String> = run.history.now.visible().cloned().collect();
+        let count = (1 + random.small(4)).min(left.len());
+        let names: Vec<String> =
+            (0..count).map(|_| left.swap_remove(random.small(left.len()))).collect();
+        if names.is_empty() {
+            return;
+        }
+        let before = run.history.now.living_count();
+        let foretold = run.engine().frees(&names).expect("told");
+        run.steps(&[Step::Delete { names: names.clone() }]);
+        let freed = (before - run.history.now.living_count()) * BLOCK_BYTES;
+        assert_eq!(foretold, freed, "{}: a dry run of {names:?}", run.context);
+        run.steps(&[Step::Reclaim { all: random.below(2) == 0 }]);
+        let living = run.engine().stats().expect("figures").living_bytes;
+        let held = run.history.now.living_count() * BLOCK_BYTES;
+        assert_eq!(living, held, "{}: bytes that live without {names:?}", run.context);
+    }
 }
 
 /// Who reads beside the engine gives way where somebody finds no space, and what is dead comes

@@ -181,6 +181,18 @@ impl Log {
         self.gate.lock().open_segment()
     }
 
+    /// How many slots of each segment hold blocks, also while it is appended to, or waits in memory
+    /// for its footer.
+    pub fn blocks_counts(&self) -> Vec<(SegmentId, u32)> {
+        let open = self.open_segment();
+        let count = |segment: &Segment| match open {
+            // What ended meanwhile counts itself.
+            Some((id, blocks)) if id == segment.id => blocks.max(segment.blocks()),
+            Some(_) | None => segment.blocks(),
+        };
+        self.segments.read().values().map(|segment| (segment.id, count(segment))).collect()
+    }
+
     /// Segments of the log, and bytes of log that wait in memory.
     pub fn sizes(&self) -> (usize, u64) {
         (self.segments.read().len(), self.staged_bytes.load(Ordering::Relaxed))

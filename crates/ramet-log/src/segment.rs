@@ -162,7 +162,7 @@ impl Segment {
             used,
             slots_count: self.slots_count,
             nonce: self.nonce,
-            blocks: self.blocks.load(Ordering::Acquire),
+            blocks: self.blocks(),
             thinned: self.thinned.load(Ordering::Acquire),
             given_back: self.given_back.load(Ordering::Acquire),
         }
@@ -181,6 +181,11 @@ impl Segment {
     /// To be told before `set_ended`.
     pub(crate) fn set_blocks(&self, blocks: u32) {
         self.blocks.store(blocks, Ordering::Release);
+    }
+
+    /// Slots that hold blocks; zero while it is appended to.
+    pub(crate) fn blocks(&self) -> u32 {
+        self.blocks.load(Ordering::Acquire)
     }
 
     pub(crate) fn file(&self, store: &dyn Store) -> Result<Arc<dyn File>> {
