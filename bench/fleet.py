@@ -80,7 +80,7 @@ FULL = Scale(
     datapath_seconds=1.0,
     cold_bytes=4096 * MIB,
     cold_reads=20_000,
-    space_bytes=512 * MIB,
+    space_bytes=1024 * MIB,
     space_clones=20,
 )
 QUICK = Scale(

@@ -1,10 +1,11 @@
 """Space that clones of a disk image take, at the start and after real use, beside others.
 
-A golden image with a file system and files of this machine; clones of it as copies, as reflinks on
-XFS and btrfs, as qcow2 overlays and in a pool. Each clone is then mounted as a client would, a
-package is installed in it by dpkg, and a repository is cloned and checked out twice. What was
-written into a clone is counted at the end: its blocks of 4 KiB that differ from the golden image's
-and are not zeros. Needs root for the mounts; what is not installed is left out.
+A golden image with a file system and files of this machine, some of them deleted again; clones of
+it as copies, as reflinks on XFS and btrfs, as qcow2 overlays and in a pool. Each clone is then
+mounted as a client would, a package is installed in it by dpkg, and a repository is cloned and
+checked out twice. What was written into a clone is counted at the end: its blocks of 4 KiB that
+differ from the golden image's and are not zeros. Needs root for the mounts; what is not installed
+is left out.
 """
 
 import os
@@ -26,8 +27,10 @@ STARTS = 1000
 GOLDEN = "golden@base"
 FILES = Path("/usr")
 """Where the golden image's files are from."""
-SIZES_TIMES = 4
-"""The image's size through the bytes of its files."""
+SIZES_TIMES = 2
+"""The image's size through the bytes of its files, when it was fullest."""
+GONE_SHARE = 0.3
+"""Of these files so many are deleted again, so that free space is in pieces, as in use."""
 COPIES = 2
 """Copies that are used: one is like the other."""
 PEER_SIZE = 48 * 1024 * MIB
@@ -224,7 +227,7 @@ def run(bench: Bench) -> None:
     used_bytes = bench.scale.space_bytes
     image_bytes = SIZES_TIMES * used_bytes
     golden = _golden_image(directory, used_bytes, image_bytes)
-    use = Use(directory, used_bytes // 20)
+    use = Use(directory, used_bytes // 40)
     for name, system in SYSTEMS.items():
         own = directory / name
         own.mkdir()
@@ -321,6 +324,10 @@ def _golden_image(directory: Path, used_bytes: int, image_bytes: int) -> Path:
     run_program("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", done, golden)
     with device(golden) as disk, mounted(disk, point) as root:
         _copy_files(FILES, root / "usr", used_bytes)
+        draw = random.Random(17)
+        for path in sorted(root.rglob("usr/**/*")):
+            if path.is_file() and draw.random() < GONE_SHARE:
+                path.unlink()
         package_state = root / "var/lib/dpkg"
         for name in ("info", "updates", "triggers"):
             (package_state / name).mkdir(parents=True)
