@@ -55,10 +55,11 @@ HTTP = ROOT / "docs" / "reference" / "http.md"
 DURABILITY = ROOT / "docs" / "concepts" / "durability.md"
 
 READY = """
+rm -f said
 mkfifo said
 {command} 2>said &
-exec 9<said
-read -r line <&9
+exec {said}<said
+read -r line <&$said
 [[ "$line" == ready:* ]] || { echo "the service did not start: $line"; exit 1; }
 """
 """In place of `ramet serve &`. The reading end stays open, or the service's last words fail."""

@@ -23,6 +23,7 @@ LAYERS = (
     "web",
     "http",
     "service",
+    "keeper",
     "replication",
     "policies",
     "audit",
@@ -48,7 +49,7 @@ ROOT_NAMES = {"__version__"}  # What the package's own modules may take from `ra
 # A second reader of the format shares no code with the engine, and policies are pure.
 ALLOWED_ONLY = {
     "audit": {"audit", "records", "units", "config", "errors", "names"},
-    "policies": {"policies", "records", "units", "errors", "names"},
+    "policies": {"policies", "records", "tags", "units", "errors", "names"},
     "errors": {"errors"},
 }
 CRATES = ("ramet-py", "ramet-nbd", "ramet-engine", "ramet-log", "ramet-store")

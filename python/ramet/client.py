@@ -213,7 +213,7 @@ class Client:
         return Verified(**self._ask("POST", "/v0/verifies", {"name": name}))
 
     def send(
-        self, snapshots: list[str], bases: list[str], zstd: bool, resume: str | None
+        self, snapshots: list[str], bases: list[str | None], zstd: bool, resume: str | None
     ) -> Generator[Piece, None, None]:
         """See `ramet.replication.send`: over a connection of its own, ended with it."""
         body = {"snapshots": snapshots, "bases": bases, "zstd": zstd, "resume": resume}
@@ -256,6 +256,38 @@ class Client:
     def abandon(self, what: str) -> list[dict[str, Any]]:
         """See `ramet.replication.abandon`."""
         return list(self._ask("POST", "/v0/abandons", {"what": what}))
+
+    def rules_text(self) -> str:
+        """See `Keeper`."""
+        return str(self._ask("GET", "/v0/rules")["text"])
+
+    def set_rules(self, text: str) -> None:
+        """See `Keeper`."""
+        self._ask("POST", "/v0/rules", {"text": text})
+
+    def change_rules(self, kind: str, name: str, value: dict[str, object] | None) -> None:
+        """See `Keeper`."""
+        self._ask("POST", "/v0/changes", {"kind": kind, "name": name, "value": value})
+
+    def policies(self) -> list[dict[str, Any]]:
+        """See `Keeper`."""
+        return list(self._ask("GET", "/v0/policies"))
+
+    def plan(self, days: float) -> list[dict[str, Any]]:
+        """See `Keeper`."""
+        return list(self._ask("GET", f"/v0/plan?days={days}"))
+
+    def run_policies(self, names: list[str]) -> list[dict[str, Any]]:
+        """See `Keeper.run`."""
+        return list(self._ask("POST", "/v0/runs", {"names": names}))
+
+    def remotes(self) -> list[dict[str, Any]]:
+        """See `Keeper`."""
+        return list(self._ask("GET", "/v0/remotes"))
+
+    def wake_remotes(self, names: list[str]) -> None:
+        """See `Keeper.wake`."""
+        self._ask("POST", "/v0/wakes", {"names": names})
 
     def objects(self) -> list[ObjectRecord]:
         """See `Verbs`."""

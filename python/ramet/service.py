@@ -1,6 +1,7 @@
 """The service: holds a pool, serves it over NBD, and says where it listens.
 
-Imports pool, verbs, listening, config. Called by http (which is mounted on it) and cli/serve.
+Imports pool, verbs, keeper, listening, config. Called by http (which is mounted on it) and
+cli/serve.
 Invariant: the pool is closed, flushed and unlocked when `run` is left, whatever happened inside.
 """
 
@@ -9,8 +10,9 @@ import os
 import resource
 import socket
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from ramet.config import ADDRESS_NAME, check_socket_path, find_api_socket, find_
 from ramet.errors import BusyError, ConflictError, InvalidError
 from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
 from ramet.fullness import Thresholds
+from ramet.keeper import Keeper
 from ramet.listening import NbdListening
 from ramet.pool import NbdServer, Pool
 from ramet.pool import open as open_pool
@@ -45,6 +48,7 @@ class Service:
         self.nbd_path = nbd_path
         self.api_path = api_path
         self.thresholds = thresholds
+        self.keeper = Keeper(pool, pool_path)
         self.verbs = PoolVerbs(pool, self._nbd_socket, thresholds)
         self.address_error: str | None = None
         """Why commands do not find it by `service.json`, if so."""
@@ -114,9 +118,17 @@ def hold(
                 except OSError as error:
                     # A full disk is no reason not to serve what is on it.
                     service.address_error = str(error)
+                service.keeper.start(_say)
                 yield service, listener
             finally:
+                service.keeper.stop()
                 address.unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # Nobody may be there to read it.
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def _serve(pool: Pool, nbd: NbdListening) -> NbdServer:

@@ -7,6 +7,8 @@ when the verb is chosen.
 from collections.abc import Callable
 from typing import Any
 
+from ramet.cli.grammar_policies import add_policies
+
 # Adds a verb: where, its name, (module, function), what it does, an example. Result: its parser.
 AddVerb = Callable[[Any, str, tuple[str, str], str, str], Any]
 
@@ -28,6 +30,7 @@ def add_nouns(nouns: Any, verb: AddVerb) -> None:
     _add_taking(verbs, verb)
     _add_showing(verbs, verb, "snapshot", "golden@1")
     _add_objects(nouns, verb)
+    add_policies(nouns, verb)
 
 
 def _add_pool(nouns: Any, verb: AddVerb) -> None:
@@ -299,7 +302,7 @@ def _add_streams(nouns: Any, verb: AddVerb) -> None:
     )
     it.add_argument("snapshots", nargs="+", metavar="SNAPSHOT")
     it.add_argument(
-        "--from", dest="bases", nargs="+", default=[], metavar="BASE", help="one for each"
+        "--from", dest="bases", nargs="+", default=[], metavar="BASE", help="one for each; -: none"
     )
     it.add_argument("--zstd", action="store_true", help="compress data")
     it.add_argument("--resume", metavar="TOKEN", help="what `receive --position` printed, if any")

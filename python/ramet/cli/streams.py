@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ramet.verbs import Verbs
 
 READ_BYTES = 1 << 20
+NO_BASE = "-"  # Among bases: this snapshot goes whole.
 # Where the header's JSON and its length are: docs/internals/stream.md, "Bytes".
 HEADER_LENGTH_AT, HEADER_AT = 20, 24
 # With a rate, so much is written at once: a tenth of a second.
@@ -55,11 +56,12 @@ def send(arguments: Namespace) -> None:
 
 def _pieces(verbs: "Verbs", arguments: Namespace) -> "Generator[Piece, None, None]":
     it = arguments
+    bases = [None if name == NO_BASE else name for name in it.bases]
     if isinstance(verbs, Client):
-        return verbs.send(it.snapshots, it.bases, it.zstd, it.resume)
+        return verbs.send(it.snapshots, bases, it.zstd, it.resume)
     from ramet.replication import send as send_here
 
-    return send_here(_pool_of(verbs), it.snapshots, it.bases, zstd=it.zstd, resume=it.resume)
+    return send_here(_pool_of(verbs), it.snapshots, bases, zstd=it.zstd, resume=it.resume)
 
 
 def _pool_of(verbs: "Verbs") -> "Pool":

@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 
 from ramet import __version__
 from ramet.errors import InvalidError, RametError
+from ramet.http import policies
 from ramet.http.streams import Abandon, Send, abandon_part, list_parts, receive_body, send_frames
 from ramet.records import Scrubbed
 from ramet.service import Service
@@ -36,6 +37,8 @@ STATUS = {
 
 Body = TypeVar("Body")
 Held = dict[int, Callable[[], bool]]
+Post = Callable[[str, type[Any], Callable[[Any], object]], None]
+Get = Callable[[str, str, Callable[[Request], object]], None]
 HOLD_SECONDS = 1.0
 BYTES = "application/octet-stream"
 
@@ -264,6 +267,7 @@ def build(service: Service) -> FastAPI:
 
     app.add_api_route("/v0/scrub", scrub, methods=["GET"], name="scrub")
     _add_streams(app, service)
+    _add_policies(post, get, service)
     post("/v0/abandons", Abandon, lambda it: abandon_part(service.pool, it))
     get("/v0/receiving", "receiving", lambda _: list_parts(service.pool))
     app.add_api_route("/v0/hold", hold, methods=["GET"], name="hold")
@@ -271,6 +275,22 @@ def build(service: Service) -> FastAPI:
     app.add_api_route("/v0/health", health, methods=["GET"], name="health")
     get("/v0/service", "service", lambda _: service.describe())
     return app
+
+
+def _add_policies(post: Post, get: Get, service: Service) -> None:
+    keeper = service.keeper
+    get("/v0/rules", "rules", lambda _: policies.told(keeper))
+    post("/v0/rules", policies.Rules, lambda it: keeper.set_rules(it.text))
+    post(
+        "/v0/changes",
+        policies.Change,
+        lambda it: keeper.change_rules(it.kind, it.name, it.value),
+    )
+    get("/v0/policies", "policies", lambda _: [it.to_json() for it in keeper.policies()])
+    get("/v0/plan", "plan", lambda it: policies.plan(keeper, asked(it, "days")))
+    post("/v0/runs", policies.Names, lambda it: [done.to_json() for done in keeper.run(it.names)])
+    get("/v0/remotes", "remotes", lambda _: [it.to_json() for it in keeper.remotes()])
+    post("/v0/wakes", policies.Names, lambda it: keeper.wake(it.names))
 
 
 def _add_streams(app: FastAPI, service: Service) -> None:
@@ -285,9 +305,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     app.add_api_route("/v0/receives", receives, methods=["POST"], name="receive")
 
 
-def _add_verbs(
-    post: Callable[[str, type[Any], Callable[[Any], object]], None], verbs: Verbs
-) -> None:
+def _add_verbs(post: Post, verbs: Verbs) -> None:
     post(
         "/v0/volumes",
         Create,

@@ -24,7 +24,7 @@ class Send(msgspec.Struct, forbid_unknown_fields=True):
     """Send snapshots."""
 
     snapshots: list[str]
-    bases: list[str] = []
+    bases: list[str | None] = []
     zstd: bool = False
     resume: str | None = None
 

@@ -431,6 +431,7 @@ class Pool(PoolRoots):
         self._check_usable()
         figures: dict[str, int | float | str | bool] = {**self._core.stats()}
         mapped, living = int(figures["mapped_bytes"]), int(figures["living_bytes"])
+        figures["uuid"] = self.uuid
         figures["space_state"] = self.fullness().state(thresholds)
         figures["saving_factor"] = round(mapped / living, 2) if living else 1.0
         # Of no block at all there are no fragments.

@@ -45,7 +45,7 @@ class _Pair(NamedTuple):
 def send(
     pool: Pool,
     snapshots: Sequence[str],
-    bases: Sequence[str] = (),
+    bases: Sequence[str | None] = (),
     *,
     zstd: bool = False,
     resume: str | None = None,
@@ -53,8 +53,8 @@ def send(
     """Give snapshots as the pieces of a stream: whole, or as what differs from `bases`.
 
     `snapshots`: names or UUIDs; they will appear in one commit. `bases`: none, or one for each: a
-    snapshot that the other side has. `zstd`: compress data. `resume`: what `position` gave at the
-    other side, for the same snapshots and bases; None or empty: from the start.
+    snapshot that the other side has, or None. `zstd`: compress data. `resume`: what `position` gave
+    at the other side, for the same snapshots and bases; None or empty: from the start.
     Result: bytes in order, each with how much of the data is sent and how much it is in all. The
     cost follows what differs: so does that of the root hashes, once a first snapshot was sent.
     Raises: InvalidError where one is no snapshot, or the token is of another transfer;
@@ -70,7 +70,7 @@ def send(
         yield from _Sender(pool, pairs, token, zstd).pieces()
 
 
-def _pair_up(pool: Pool, snapshots: Sequence[str], bases: Sequence[str]) -> list[_Pair]:
+def _pair_up(pool: Pool, snapshots: Sequence[str], bases: Sequence[str | None]) -> list[_Pair]:
     if not 1 <= len(snapshots) <= SNAPSHOTS_MAX:
         raise InvalidError(
             "send_count", f"{len(snapshots)} snapshots to send; hint: 1 to {SNAPSHOTS_MAX}"
@@ -80,17 +80,18 @@ def _pair_up(pool: Pool, snapshots: Sequence[str], bases: Sequence[str]) -> list
             "bases_count",
             f"{len(bases)} bases for {len(snapshots)} snapshots; hint: one for each, or none",
         )
-    records = pool.records([*snapshots, *bases])
+    records = pool.records([*snapshots, *(it for it in bases if it is not None)])
     for record in records:
         if record.kind != "snapshot":
             raise InvalidError(
                 "not_a_snapshot", f"'{record.name}' is a volume; hint: send a snapshot of it"
             )
-    sent, held = records[: len(snapshots)], records[len(snapshots) :]
+    sent, rest = records[: len(snapshots)], iter(records[len(snapshots) :])
+    held = [None if it is None else next(rest) for it in bases]
     if len({it.uuid for it in sent}) != len(sent):
         raise InvalidError("sent_twice", "a snapshot is given twice; hint: give each once")
     for record, base in zip(sent, held, strict=False):
-        if record.uuid == base.uuid:
+        if base is not None and record.uuid == base.uuid:
             raise InvalidError(
                 "base_is_itself",
                 f"'{record.name}' is its own base; hint: give an earlier snapshot with --from",
