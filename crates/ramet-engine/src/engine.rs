@@ -27,7 +27,7 @@ use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::Commit;
 use ramet_log::{
-    Accept, BLOCK_BYTES_U64, Known, Log, LogError, Loss, ObjectId, Position, Replay,
+    Accept, BLOCK_BYTES_U64, Bell, Known, Log, LogError, Loss, ObjectId, Position, Replay,
     SEGMENT_BYTES_DEFAULT,
 };
 use ramet_store::{FileStore, LimitStore, Store};
@@ -348,6 +348,22 @@ impl Engine {
         }
         self.step_hashes(now);
         self.checkpoint_where_due(now)
+    }
+
+    /// Rung when `step_write_out` has something to do: for a thread of its own, which then keeps
+    /// writers from waiting for files.
+    pub fn bell(&self) -> Arc<Bell> {
+        self.log.bell()
+    }
+
+    /// Hand to the files what writers left in memory, and allocate what they will need.
+    ///
+    /// # Errors
+    /// `Unavailable` where a write or sync fails.
+    pub fn step_write_out(&self) -> Result<(), EngineError> {
+        self.log.write_out()?;
+        // What comes back on a full disk is for the reserve first.
+        if self.reserve.is_whole() { Ok(self.log.make_room_ahead()?) } else { Ok(()) }
     }
 
     /// Flush, seal, give the lock back. Idempotent; later calls give `Unavailable`.

@@ -46,6 +46,7 @@ pub use figures::{Scatter, Sharer};
 pub use kept_root::HashedReader;
 pub use loss::{LossReport, LostCommand, LostObject};
 pub use object::{ObjectFields, ObjectInfo, ObjectKind};
+pub use ramet_log::Bell;
 pub use receive::Incoming;
 pub use reclaim::{ObjectSpace, Reclaimed};
 pub use record::{Item, OBJECTS_MAX, Record, Verb};

@@ -31,6 +31,10 @@ impl Reserve {
         Reserve { bytes, is_whole: AtomicBool::new(false), changing: Mutex::new(()) }
     }
 
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole.load(Ordering::Acquire)
+    }
+
     fn allocate(&self, store: &dyn Store) -> Result<(), StoreError> {
         let file = match store.open(PATH, true) {
             Err(StoreError::NotFound { .. }) => store.create(PATH)?,
@@ -47,7 +51,7 @@ impl Engine {
     /// `Full` where there is no room for it.
     pub(crate) fn fill_reserve(&self) -> Result<(), EngineError> {
         let reserve = &self.reserve;
-        if reserve.is_whole.load(Ordering::Acquire) || self.log.check_writable().is_err() {
+        if reserve.is_whole() || self.log.check_writable().is_err() {
             return Ok(());
         }
         let _changing = reserve.changing.lock();

@@ -137,11 +137,14 @@ impl Log {
     }
 
     fn sync_all(&self) -> Result<()> {
-        let target = {
+        let (target, is_short) = {
             let mut held = self.gate.lock();
             held.close_batch(self);
-            held.last_sequence()
+            (held.last_sequence(), held.next_slot_of_short().is_some())
         };
+        if is_short {
+            self.bell.ring();
+        }
         let mut out = self.write_out.lock();
         self.write_jobs(&mut out)?;
         self.write_ahead(&mut out)?;
@@ -204,6 +207,10 @@ impl Log {
         if staged > STAGED_BYTES_MAX {
             let mut out = self.write_out.lock();
             return self.write_jobs(&mut out);
+        }
+        // A file system may take long, and this writer has nothing to wait for.
+        if self.bell.ring() {
+            return Ok(());
         }
         match self.write_out.try_lock() {
             Some(mut out) => self.write_jobs(&mut out),

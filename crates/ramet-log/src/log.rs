@@ -9,6 +9,7 @@ use crate::format::descriptor::Descriptor;
 use crate::format::segment::LogEnd;
 use crate::format::superblock::Commit;
 use crate::gate::Gate;
+use crate::helper::Bell;
 use crate::pages::PageCache;
 use crate::room::RoomState;
 use crate::segment::{Segment, SegmentEntry};
@@ -63,6 +64,7 @@ pub struct Log {
     pub(crate) commit: Mutex<CommitState>,
     pub(crate) commit_done: Condvar,
     pub(crate) room: Mutex<RoomState>,
+    pub(crate) bell: Arc<Bell>,
     pub(crate) pages: PageCache,
     /// Segments with an open file, oldest first.
     open_files: Mutex<VecDeque<Weak<Segment>>>,
@@ -111,6 +113,7 @@ impl Log {
             commit: Mutex::new(CommitState::default()),
             commit_done: Condvar::new(),
             room: Mutex::new(found.room),
+            bell: Arc::default(),
             pages: PageCache::new(found.pages_bytes),
             open_files: Mutex::new(VecDeque::new()),
             counters: Counters { replayed: AtomicU64::new(found.replayed), ..Counters::default() },

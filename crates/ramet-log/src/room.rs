@@ -14,8 +14,10 @@ use ramet_store::StoreError;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Slots allocated ahead at a time: 8 MiB.
+/// Slots allocated ahead at a time, and at most: 8 MiB.
 const STEP_SLOTS: u32 = 2048;
+/// Where fewer are left, more are allocated before a writer has to wait for that.
+pub(crate) const AHEAD_SLOTS_MIN: u32 = STEP_SLOTS / 2;
 
 /// Which ids come next. Locked while room is made.
 pub(crate) struct RoomState {
@@ -92,6 +94,33 @@ impl Log {
     pub(crate) fn prepare_ahead(&self) -> Result<bool> {
         let mut state = self.room.lock();
         self.check_writable()?;
+        match self.prepare_next(&mut state) {
+            Err(LogError::Store(StoreError::Full { .. })) => Ok(false),
+            done => done,
+        }
+    }
+
+    /// Allocate more of the open segment, where a writer will soon need it.
+    pub(crate) fn grow_ahead(&self) -> Result<()> {
+        let (next_slot, segment) = {
+            let held = self.gate.lock();
+            match (held.next_slot_of_short(), held.growable()) {
+                (Some(next_slot), Some(segment)) => (next_slot, segment),
+                (_, None) | (None, Some(_)) => return Ok(()),
+            }
+        };
+        let from = segment.allocated.load(Ordering::Acquire);
+        let to = next_slot.saturating_add(STEP_SLOTS).min(segment.slots_count);
+        if to > from {
+            allocate(&segment, self.store(), from, to)?;
+            segment.allocated.store(to, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Prepare the next segment, where the open one is allocated as a whole. Result: whether there
+    /// was anything to do.
+    pub(crate) fn prepare_next(&self, state: &mut RoomState) -> Result<bool> {
         let wanted = {
             let held = self.gate.lock();
             held.has_open_segment() && held.prepared_count() == 0 && held.growable().is_none()
@@ -101,11 +130,8 @@ impl Log {
         }
         let usual =
             u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
-        match self.prepare_segment(&mut state, usual, 0) {
-            Ok(segment) => self.gate.lock().push_prepared(segment),
-            Err(LogError::Store(StoreError::Full { .. })) => return Ok(false),
-            Err(other) => return Err(other),
-        }
+        let segment = self.prepare_segment(state, usual, 0)?;
+        self.gate.lock().push_prepared(segment);
         Ok(true)
     }
 

@@ -10,6 +10,7 @@ use crate::format::footer::JournalBatch;
 use crate::format::segment::LogEnd;
 use crate::gate::{Payload, PreparedRecord};
 use crate::log::Log;
+use crate::room::AHEAD_SLOTS_MIN;
 use crate::segment::Segment;
 use crate::staging::{Chunk, ChunkPool};
 use crate::types::{BLOCK_BYTES, Locator, ObjectId, Position, SegmentId, Sequence};
@@ -119,6 +120,12 @@ impl Tail {
         let segment = &self.open.as_ref()?.segment;
         let allocated = segment.allocated.load(Ordering::Acquire);
         (allocated < segment.slots_count).then(|| segment.clone())
+    }
+
+    /// The next slot of the open segment, where little room is left in what is allocated of it.
+    pub(crate) fn next_slot_of_short(&self) -> Option<u32> {
+        let open = self.open.as_ref()?;
+        (self.room_in_open() < AHEAD_SLOTS_MIN).then_some(open.next_slot)
     }
 
     fn room_in_open(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! An open pool, and the thread that does its background work.
+//! An open pool, and the threads that do its background work.
 
 use crate::call::{Owner, call};
 use crate::device::{Attached, Device};
@@ -9,7 +9,7 @@ use crate::server::{NbdServer, Wanted};
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use ramet_engine::{ChangedRun, Engine, EngineError, Incoming, Settings};
+use ramet_engine::{Bell, ChangedRun, Engine, EngineError, Incoming, Settings};
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
@@ -51,6 +51,10 @@ impl Stop {
         }
         *stopped
     }
+
+    fn is_stopped(&self) -> bool {
+        *self.stopped.lock()
+    }
 }
 
 type Step = fn(&Engine, Instant) -> Result<bool, EngineError>;
@@ -67,6 +71,17 @@ fn housekeeping(engine: &std::sync::Weak<Engine>, stop: &Stop, step: Step) {
             Ok(false) | Err(_) => STEP_EVERY,
         };
     }
+}
+
+/// Beside the writers, so that they need not wait for files.
+fn writing_out(engine: &std::sync::Weak<Engine>, stop: &Stop, bell: &Bell) {
+    while !stop.is_stopped() {
+        bell.wait(STEP_EVERY);
+        let Some(engine) = engine.upgrade() else { break };
+        // A failed write has poisoned the pool: every caller is told, and `stats` says why.
+        let _ = engine.step_write_out();
+    }
+    bell.leave();
 }
 
 impl Pool {
@@ -127,6 +142,10 @@ impl Pool {
                 .name(name.into())
                 .spawn(move || housekeeping(&weak, &stopped, step))?;
         }
+        let (weak, stopped, bell) = (Arc::downgrade(&engine), stop.clone(), engine.bell());
+        std::thread::Builder::new()
+            .name("ramet-write-out".into())
+            .spawn(move || writing_out(&weak, &stopped, &bell))?;
         Ok(Pool { engine: ManuallyDrop::new(engine), path, owner, stop })
     }
 

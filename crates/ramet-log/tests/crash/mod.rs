@@ -50,6 +50,8 @@ pub enum Step {
     Flush,
     /// More than a second goes by, twice.
     Idle,
+    /// The thread beside the writers comes.
+    Help,
     Close,
     /// The process ends without a word, the machine goes on.
     Kill,
@@ -59,7 +61,7 @@ pub fn script(seed: u64) -> Vec<Step> {
     let mut random = Random(seed);
     let step = |_| {
         let (object, first) = (1 + random.below(3), random.below(1000));
-        match random.below(40) {
+        match random.below(42) {
             0..=20 => Step::Write { object, first, count: 1 + random.small(100) },
             21..=24 => Step::Clear { object, first, count: 1 + random.below(100) },
             25..=27 => Step::Record { length: 1 + random.small(10_000) },
@@ -67,7 +69,8 @@ pub fn script(seed: u64) -> Vec<Step> {
             30..=34 => Step::Flush,
             35..=36 => Step::Idle,
             37..=38 => Step::Close,
-            _ => Step::Kill,
+            39 => Step::Kill,
+            _ => Step::Help,
         }
     };
     (0..STEPS).map(step).collect()
@@ -173,6 +176,10 @@ impl Run {
                 self.log().step(now + Duration::from_secs(2))?;
                 self.log().step(now + Duration::from_secs(4))?;
                 Ok(())
+            }
+            Step::Help => {
+                self.log().write_out()?;
+                self.log().make_room_ahead()
             }
             Step::Close => {
                 // No log: closing went well, opening failed, and the step is tried again.

@@ -1,0 +1,104 @@
+//! A thread beside the writers: what it does they need not, and without it they do it themselves.
+//! See docs/internals/latency.md.
+
+mod crash;
+
+use crash::{Run, block_of};
+use ramet_log::{Log, ObjectId, crc_blocks};
+use ramet_store::{FaultStore, Operation};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const BLOCKS_PER_MIB: usize = 256;
+
+fn written_bytes(run: &Run) -> u64 {
+    run.log().counters.written_bytes.load(Ordering::Relaxed)
+}
+
+fn write_mib(run: &mut Run, count: usize) {
+    for _ in 0..count * 2 {
+        run.write(1, 0, BLOCKS_PER_MIB / 2).expect("without a fault nothing fails");
+    }
+}
+
+#[test]
+fn writers_leave_the_files_to_whoever_listens() {
+    let mut run = Run::new(0);
+    run.log().bell().wait(Duration::ZERO);
+    write_mib(&mut run, 4);
+    assert_eq!(written_bytes(&run), 0);
+    run.log().write_out().expect("written");
+    assert!(written_bytes(&run) >= 3 << 20);
+    run.log().flush().expect("durable");
+    run.durable = run.said.len();
+    run.lose_power();
+}
+
+#[test]
+fn writers_see_to_the_files_where_nobody_listens() {
+    let mut run = Run::new(0);
+    write_mib(&mut run, 4);
+    assert!(written_bytes(&run) >= 2 << 20);
+    let bell = run.log().bell();
+    bell.wait(Duration::ZERO);
+    bell.leave();
+    let before = written_bytes(&run);
+    write_mib(&mut run, 4);
+    assert!(written_bytes(&run) >= before + (2 << 20));
+}
+
+/// Whoever listens may be stuck in a file system: memory stays bounded all the same.
+#[test]
+fn writers_do_not_rely_on_being_heard_for_ever() {
+    let mut run = Run::new(0);
+    run.log().bell().wait(Duration::ZERO);
+    write_mib(&mut run, 20);
+    let (_, staged_bytes) = run.log().sizes();
+    assert!(staged_bytes <= 9 << 20, "{staged_bytes} bytes wait");
+}
+
+#[test]
+fn room_is_there_before_a_writer_has_to_make_it() {
+    let store = Arc::new(FaultStore::new(0));
+    Log::create(&*store, 32 << 20, 512, 0).expect("created");
+    let (log, _) = crash::open(&store).expect("opened");
+    let data = block_of(7).repeat(BLOCKS_PER_MIB);
+    let mut crcs = Vec::new();
+    crc_blocks(&data, &mut crcs);
+    // By those of the writer alone: what it is measured by.
+    let mut allocated_by_writers = 0;
+    for index in 0..60 {
+        let before = store.count(Operation::Allocate);
+        let mut gate = log.enter_write(crcs.len() as u64).expect("room");
+        gate.write(ObjectId(1), 0, &data, &crcs, |_, _, _| {});
+        drop(gate);
+        if index > 0 {
+            allocated_by_writers += store.count(Operation::Allocate) - before;
+        }
+        log.write_out().expect("written");
+        log.make_room_ahead().expect("room is made");
+    }
+    assert_eq!(allocated_by_writers, 0);
+    log.flush().expect("durable");
+}
+
+#[test]
+fn a_full_medium_is_met_by_the_writer_who_needs_the_room() {
+    let store = Arc::new(FaultStore::new(0));
+    Log::create(&*store, 32 << 20, 512, 0).expect("created");
+    store.set_capacity(Some(12 << 20));
+    let (log, _) = crash::open(&store).expect("opened");
+    let data = block_of(7).repeat(BLOCKS_PER_MIB);
+    let mut crcs = Vec::new();
+    crc_blocks(&data, &mut crcs);
+    let full = loop {
+        match log.enter_write(crcs.len() as u64) {
+            Ok(mut gate) => gate.write(ObjectId(1), 0, &data, &crcs, |_, _, _| {}),
+            Err(error) => break error,
+        }
+        log.make_room_ahead().expect("a full medium is no error here");
+    };
+    assert!(full.to_string().contains("space"), "{full}");
+    log.flush().expect("what was written is durable all the same");
+}
