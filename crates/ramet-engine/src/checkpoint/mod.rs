@@ -290,6 +290,7 @@ impl Engine {
     /// The cut: no command is under way, and the gate is closed while the roots are taken.
     fn capture(&self, look_again: &HashSet<SegmentId>) -> Capture {
         let commands = self.commands.lock();
+        self.changed.warm();
         let close_gate = || {
             let mut gate = self.log.enter();
             let cut = gate.cut();
