@@ -237,6 +237,8 @@ class Pool:
         """All volumes and snapshots, sorted by name."""
     def find(self, name: str) -> Object:
         """By name or UUID. Raises NotFoundError."""
+    def find_many(self, names: builtins.list[str]) -> builtins.list[Object]:
+        """Several, each by name or UUID, in that order. Raises NotFoundError for the first."""
     def taken(self, names: builtins.list[str]) -> builtins.list[str]:
         """Those of `names` that are in use."""
     def create_volumes(

@@ -181,6 +181,9 @@ class NumberedNames:
     def learn(self, names: Iterable[str]) -> None:
         """Learn that names are taken now, so that the next search begins behind them."""
         for name in names:
+            # Most names end otherwise, and there may be thousands.
+            if not name[-1:].isdigit():
+                continue
             volume, _, number = name.rpartition("@")
             if volume and number == str(self._numbers_taken.get(volume, 0) + 1):
                 self._numbers_taken[volume] = int(number)

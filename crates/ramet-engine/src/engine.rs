@@ -303,6 +303,14 @@ impl Engine {
         Ok(self.info(&object))
     }
 
+    /// Several objects, each by name or UUID, in the order asked for.
+    ///
+    /// # Errors
+    /// `NotFound` for the first that is missing.
+    pub fn find_many(&self, names: &[String]) -> Result<Vec<ObjectInfo>, EngineError> {
+        names.iter().map(|name| self.find(name)).collect()
+    }
+
     /// Those of `names` that are in use.
     pub fn taken(&self, names: &[String]) -> Vec<String> {
         let table = self.table.read();

@@ -328,6 +328,10 @@ impl Pool {
         self.call(py, |engine| engine.find(name)).map(Object)
     }
 
+    fn find_many(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.find_many(&names)).map(objects)
+    }
+
     fn taken(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<String>> {
         self.call(py, |engine| Ok(engine.taken(&names)))
     }

@@ -206,8 +206,8 @@ class PoolBase(Commands):
         return self._core.find(key_of(target))
 
     def _find_all(self, targets: Iterable[ObjectLike]) -> list[_core.Object]:
-        # One by one: the cost follows what was asked for, not what else is in the pool.
-        return [self._core.find(key_of(target)) for target in targets]
+        # By name: the cost follows what was asked for, not what else is in the pool.
+        return self._core.find_many([key_of(target) for target in targets])
 
     def _find_volumes(
         self,
