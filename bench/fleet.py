@@ -37,6 +37,8 @@ class Scale:
     rate: int
     stall_rounds: int
     stall_round_seconds: float
+    latency_rounds: int
+    latency_window_seconds: float
     shape_rounds: int
     fills: tuple[int, ...]
     depths: tuple[int, ...]
@@ -67,6 +69,8 @@ FULL = Scale(
     rate=50,
     stall_rounds=10,
     stall_round_seconds=3.0,
+    latency_rounds=4,
+    latency_window_seconds=1.5,
     shape_rounds=40,
     fills=(0, 64 * MIB, 1024 * MIB, 4096 * MIB),
     depths=(0, 100, 1_000, 10_000),
@@ -92,6 +96,8 @@ QUICK = Scale(
     rate=50,
     stall_rounds=3,
     stall_round_seconds=2.0,
+    latency_rounds=2,
+    latency_window_seconds=1.0,
     shape_rounds=15,
     fills=(0, 64 * MIB, 512 * MIB),
     depths=(0, 100, 1_000),
@@ -117,6 +123,8 @@ TINY = Scale(
     rate=20,
     stall_rounds=1,
     stall_round_seconds=0.1,
+    latency_rounds=1,
+    latency_window_seconds=0.1,
     shape_rounds=2,
     fills=(0, MIB),
     depths=(0, 3),

@@ -97,6 +97,12 @@ GOALS = {
     # Clients meanwhile.
     "stalls.commands.max": Goal(_STALL, 5, "max", or_ratio=1.2, count=MANY),
     "stalls.commands.p99": Goal(_STALL, 5, "max", or_ratio=1.2, count=MANY),
+    **{
+        f"latency.{how}.{work}.{statistic}": Goal(_STALL, 5, "max", or_ratio=1.2, count=MANY)
+        for how in ("clients", "fio")
+        for work in ("snapshots", "checkpoint", "delete_all", "delete_one", "reclaim")
+        for statistic in ("p99", "max")
+    },
     # Whatever the shape.
     "shape.size.snapshot.ratio": Goal(_SAME, 1.2),
     "shape.size.clone.ratio": Goal(_SAME, 1.2),

@@ -1,0 +1,126 @@
+"""What clients feel of each kind of work, in interleaved rounds with it and without.
+
+Under one steady load every round does each work once, until nothing of it is left to do, and then
+lets as much time pass without. Twice: with the open-loop clients of `load`, whose latency counts
+from when a request was due, and with fio's own NBD clients, where fio is installed.
+"""
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ramet
+from fio_load import FioLoad
+from fleet import Bench, Dirtier, settle, vm_names
+from load import Load, percentile_ms
+
+# After everything was made dirty: so that its bytes are on their way to the device.
+PAUSE_SECONDS = 0.3
+FIO_CLIENTS = 8
+
+Span = tuple[int, int]
+
+
+class Works:
+    """Everything that runs beside clients; each leaves the pool as the next one wants it."""
+
+    def __init__(self, pool: ramet.Pool, count: int) -> None:
+        self._pool = pool
+        self._volumes = [pool.volume(name) for name in vm_names(count)]
+        self._made: list[ramet.Snapshot] = []
+
+    def snapshots(self) -> None:
+        """Snapshots of all volumes."""
+        self._made = self._pool.snapshot(self._volumes, name="{volume}@latency")
+
+    def checkpoint(self) -> None:
+        """A checkpoint after all volumes changed."""
+        self._pool.checkpoint()
+
+    def delete_all(self) -> None:
+        """A delete of all those snapshots in one command, until all is answered."""
+        self._pool.delete(self._made)
+        settle(self._pool)
+
+    def delete_one(self) -> None:
+        """A snapshot of one volume, and its delete."""
+        self._volumes[0].snapshot("latency-one").delete()
+        settle(self._pool)
+
+    def reclaim(self) -> None:
+        """All that is dead given back."""
+        self._pool.reclaim(everything=True)
+
+
+def run(bench: Bench) -> None:
+    """Measure under both loads, and add the figures."""
+    socket = bench.directory / "latency.sock"
+    clients = vm_names(min(bench.scale.connections, bench.scale.fleet_count))
+    with ramet.open(bench.fleet()) as pool, pool.serve_nbd(socket):
+        bench.say("latency, open-loop clients")
+        load = Load(socket, clients, bench.scale.rate, bench.directory)
+        _measure(bench, pool, load, "clients")
+        if shutil.which("fio") is None:
+            bench.say("fio is missing: its part is left out")
+            return
+        bench.say("latency, fio")
+        rate = bench.scale.rate * len(clients) // FIO_CLIENTS
+        _measure(bench, pool, _fio(bench.directory, socket, clients[:FIO_CLIENTS], rate), "fio")
+
+
+def _fio(directory: Path, socket: Path, clients: list[str], rate: int) -> FioLoad:
+    return FioLoad(socket, clients, rate, directory)
+
+
+def _measure(bench: Bench, pool: ramet.Pool, load: Load | FioLoad, how: str) -> None:
+    works = Works(pool, bench.scale.fleet_count)
+    dirtier = Dirtier(pool, vm_names(bench.scale.fleet_count))
+    kinds: dict[str, Callable[[], None]] = {
+        "snapshots": works.snapshots,
+        "checkpoint": works.checkpoint,
+        "delete_all": works.delete_all,
+        "delete_one": works.delete_one,
+        "reclaim": works.reclaim,
+    }
+    spans: dict[str, list[tuple[Span, Span]]] = {kind: [] for kind in kinds}
+    with load:
+        for _ in range(bench.scale.latency_rounds):
+            for kind, work in kinds.items():
+                dirtier.dirty_all()
+                time.sleep(PAUSE_SECONDS)
+                during = _during(work, bench.scale.latency_window_seconds)
+                dirtier.dirty_all()
+                time.sleep(PAUSE_SECONDS)
+                seconds = (during[1] - during[0]) / 1e9
+                spans[kind].append((during, _during(lambda: None, seconds)))
+    assert load.latencies is not None
+    if load.latencies.failed_count:
+        raise RuntimeError(f"{load.latencies.failed_count} writes failed")
+    for kind, pairs in spans.items():
+        rounds = [tuple(load.latencies.within([span]) for span in pair) for pair in pairs]
+        _add(bench, f"latency.{how}.{kind}", rounds)
+
+
+def _during(work: Callable[[], None], seconds_min: float) -> Span:
+    """Do the work, and let at least so much time pass. Result: from when, to when."""
+    begun = time.monotonic_ns()
+    work()
+    time.sleep(max(0.0, seconds_min - (time.monotonic_ns() - begun) / 1e9))
+    return begun, time.monotonic_ns()
+
+
+def _add(bench: Bench, key: str, rounds: list[tuple[list[int], ...]]) -> None:
+    """Add p99 and maximum of all rounds beside those without, and how the rounds compare."""
+    count = bench.scale.fleet_count
+    during = [latency for pair in rounds for latency in pair[0]]
+    without = [latency for pair in rounds for latency in pair[1]]
+    for name, share in (("p99", 0.99), ("max", 1.0)):
+        value, base = percentile_ms(during, share), percentile_ms(without, share)
+        each = [[percentile_ms(seen, share) for seen in pair] for pair in rounds]
+        details = {"without_ms": base, "rounds_ms": each, "requests": len(during)}
+        bench.add(f"{key}.{name}", "ms", [value], count, baseline=base, details=details)
+        ratios = [with_it / max(alone, 1e-6) for with_it, alone in each]
+        note = f"median round {statistics.median(ratios):.2f}"
+        bench.add(f"{key}.{name}.ratio", "", [value / max(base, 1e-6)], note=note)
