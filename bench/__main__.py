@@ -20,7 +20,7 @@ NAMES = {
     "engine": "snapshot and clone of 1, 1,000, 10,000 volumes through the Python API",
     "command_line": "the same by command, with a running service",
     "stalls": "the longest wait of clients meanwhile",
-    "latency": "p99 and longest wait of clients beside each kind of work, by turns with and without",
+    "latency": "the wait of clients beside each kind of work, by turns with and without",
     "shapes": "cost against size, fill and depth; random reads at depth",
     "memory": "memory of idle objects and of overwrites in a clone",
     "opening": "opening after a kill",

@@ -4,7 +4,6 @@ Latency counts from when fio sent a request (it holds a late one back, so a stal
 requests than with `load`). fio logs every request with the time of day in milliseconds.
 """
 
-import os
 import signal
 import subprocess
 import time
@@ -93,5 +92,5 @@ class FioLoad:
         found.sort()
         self.latencies = FioLatencies([it[0] for it in found], [it[1] for it in found])
         for path in self._logs.iterdir():
-            os.unlink(path)
+            path.unlink()
         self._logs.rmdir()
