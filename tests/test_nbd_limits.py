@@ -1,6 +1,7 @@
 """What clients that never finish cost the service: bounded memory, and nobody's time."""
 
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import nbd_client
+from certificates import Authority
 from nbd_client import receive
 from serving import Serving, make_pool, serving
 
@@ -20,6 +22,7 @@ OPEN_BYTES_MAX = 32 * MIB
 """While they are there: each has a thread, which touches two pages or three of its stack, and a
 buffer a few times as large as what it sent."""
 KINDS_COUNT = 6
+STARTTLS = 5
 
 
 def facts_of(process_id: int) -> tuple[int, int]:
@@ -76,5 +79,45 @@ def test_a_thousand_abandoned_connections_leave_no_memory_behind(pool_path: Path
             with abandoned(served), served.connect("db") as client:
                 assert client.read(0, MIB) == b"x" * MIB, "others are served meanwhile"
                 assert facts_of(served.process_id)[0] < before + OPEN_BYTES_MAX
+            left, _ = facts_of(served.process_id)
+            assert left < before + LEFT_BYTES_MAX
+
+
+@contextmanager
+def encrypted(served: Serving, port: int) -> Iterator[None]:
+    """A thousand connections with TLS and an export; afterwards they are closed, and forgotten."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    threads_count = facts_of(served.process_id)[1]
+    streams = []
+    for _ in range(CONNECTIONS_COUNT):
+        stream = socket.create_connection(("127.0.0.1", port), nbd_client.ANSWER_SECONDS_MAX)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        nbd_client.greet(stream)
+        assert nbd_client.ask(stream, STARTTLS, b"") == []
+        streams.append(context.wrap_socket(stream))
+        nbd_client.go(streams[-1], "db")
+    yield
+    for stream in streams:
+        stream.close()
+    while facts_of(served.process_id)[1] > threads_count:
+        pass
+
+
+@pytest.mark.slow
+def test_crowds_with_tls_leave_no_memory_behind(pool_path: Path, tmp_path: Path) -> None:
+    """TLS takes its memory from the allocator, which kept what each crowd needed, and more of the
+    next one: 18 MiB after four."""
+    certificate, key = Authority(tmp_path / "authority").server(tmp_path / "server")
+    make_pool(pool_path)
+    options = ("--nbd", "tcp:127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key)
+    with serving(pool_path, *options) as served:
+        with served.verbs() as verbs:
+            verbs.create_volumes(["db"], "64MiB", None)
+        port = int("".join(served.said).partition("tcp:127.0.0.1:")[2].partition("'")[0])
+        before, _ = facts_of(served.process_id)
+        for _ in range(4):
+            with encrypted(served, port):
+                pass
             left, _ = facts_of(served.process_id)
             assert left < before + LEFT_BYTES_MAX

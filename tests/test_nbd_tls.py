@@ -172,6 +172,28 @@ def test_what_was_agreed_on_before_tls_is_void(served_pool: ramet.Pool, pki: Pki
             assert NbdClient(stream, *go(stream, "db")).read(0, 2) == b"xx", "plain is served too"
 
 
+@pytest.mark.slow
+def test_a_handshake_that_does_not_end_is_ended(address: tuple[str, int], pki: Pki) -> None:
+    """Who said nothing, or a byte now and then, kept a thread and its place for ever."""
+    silent, slow = greet(address), greet(address)
+    for stream in (silent, slow):
+        assert ask(stream, STARTTLS, b"") == []
+    hello = b"\x16\x03\x01\x40\x00" + b"\x01\x00\x3f\xfc"
+    slow.settimeout(0.25)
+    for it in range(MIB):
+        try:
+            slow.sendall(hello[it : it + 1] or b"\0")
+            assert slow.recv(1) == b""
+            break
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            break
+    assert_ended(silent)
+    with greet(address) as stream, encrypt(stream, pki.nobody) as encrypted:
+        assert listed(encrypted) == ["db", "other"]
+
+
 def test_there_is_no_tls_where_there_are_no_certificates(
     served_pool: ramet.Pool, pki: Pki, tmp_path: Path
 ) -> None:

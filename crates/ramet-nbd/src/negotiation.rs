@@ -155,7 +155,7 @@ impl<'a> Negotiation<'a> {
     }
 
     fn start_tls(&mut self, data: &[u8]) -> Result<Step, Ended> {
-        let Some(Policy { tls, .. }) = self.policy else {
+        let Some(policy) = self.policy else {
             return self.refuse(OPT_STARTTLS, REP_ERR_UNSUP, "there is no TLS here");
         };
         if self.encrypted {
@@ -165,7 +165,7 @@ impl<'a> Negotiation<'a> {
             return self.refuse(OPT_STARTTLS, REP_ERR_INVALID, "this option takes no data");
         }
         self.reply(OPT_STARTTLS, REP_ACK, &[])?;
-        let allowance = self.channel.cover(|bare| tls.accept(bare))?;
+        let allowance = self.channel.cover(|bare| policy.accept(bare))?;
         self.encrypted = true;
         self.exports = Allowed::new(self.everything, allowance);
         // What was agreed on so far anybody on the way may have asked for.

@@ -29,6 +29,8 @@ const CLOSE_CUT_OFF: Duration = Duration::from_secs(2);
 const LARGE_BYTES_MAX: usize = 1 << 30;
 /// How long a connection may hold some of that without a byte sent or received, while others wait.
 const LARGE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a TLS handshake may take: a few answers of the client, of some kilobytes.
+const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 /// So many flushes under way at once are a crowd: with fewer, threads of their own are as good.
 const CROWD_FLUSHES_MIN: usize = 8;
 /// Pause after an accept that failed for want of files or memory.
@@ -52,6 +54,8 @@ pub struct Limits {
     /// So many flushes under way at once make connections that write little and flush often share
     /// a thread.
     pub crowd_flushes_min: usize,
+    /// How long a TLS handshake may take in all, from the request for it on.
+    pub tls_handshake: Duration,
 }
 
 impl Default for Limits {
@@ -63,6 +67,7 @@ impl Default for Limits {
             close_answer: CLOSE_ANSWER,
             close_cut_off: CLOSE_CUT_OFF,
             crowd_flushes_min: CROWD_FLUSHES_MIN,
+            tls_handshake: TLS_HANDSHAKE,
         }
     }
 }
@@ -133,7 +138,7 @@ impl NbdServer {
         };
         for listener in &server.listeners {
             let tls = tls.clone().filter(|_| listener.network_address().is_some());
-            let policy = tls.map(|tls| Policy { tls, required: !plain_tcp });
+            let policy = tls.map(|tls| Policy { tls, required: !plain_tcp, patience: limits.tls_handshake });
             let accepting =
                 server.spawn_accepting(listener, &exports, policy).map_err(|source| {
                     let path = PathBuf::from(listener.address());

@@ -42,7 +42,7 @@ pub(crate) fn accepted(socket: OwnedFd, kind: Kind) -> io::Result<Accepted> {
     prepare(&socket, kind).map_err(|_| io::ErrorKind::ConnectionAborted)?;
     let socket = Arc::new(socket);
     let hangup = Box::new(SocketHangup { socket: Arc::clone(&socket), kind });
-    Ok(Accepted { transport: Box::new(SocketTransport { socket, silent: false }), hangup })
+    Ok(Accepted { transport: Box::new(SocketTransport::new(socket)), hangup })
 }
 
 fn prepare(socket: &OwnedFd, kind: Kind) -> rustix::io::Result<()> {
@@ -61,9 +61,14 @@ fn prepare(socket: &OwnedFd, kind: Kind) -> rustix::io::Result<()> {
 struct SocketTransport {
     socket: Arc<OwnedFd>,
     silent: bool,
+    every_silence: bool,
 }
 
 impl SocketTransport {
+    fn new(socket: Arc<OwnedFd>) -> Self {
+        SocketTransport { socket, silent: false, every_silence: false }
+    }
+
     /// While silent, wait without a limit: an idle server must not wake up.
     fn set_silent(&mut self, silent: bool) -> io::Result<()> {
         let timeout = if silent { None } else { Some(SILENCE) };
@@ -85,11 +90,15 @@ impl Transport for SocketTransport {
             }
         };
         match received {
-            Received::Silence => self.set_silent(true)?,
+            Received::Silence if !self.every_silence => self.set_silent(true)?,
             Received::Bytes(_) if self.silent => self.set_silent(false)?,
-            Received::Bytes(_) | Received::End => {}
+            Received::Silence | Received::Bytes(_) | Received::End => {}
         }
         Ok(received)
+    }
+
+    fn tell_every_silence(&mut self, every: bool) {
+        self.every_silence = every;
     }
 
     fn send_all(&mut self, bytes: &[u8]) -> io::Result<()> {

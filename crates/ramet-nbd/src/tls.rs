@@ -17,7 +17,11 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+/// So many connections later, what the allocator kept of them is given back: some megabytes.
+const ENDED_MAX: usize = 64;
 /// What is received at once: several records of 16 KiB.
 const RECEIVE_BYTES: usize = 64 << 10;
 
@@ -38,6 +42,7 @@ pub struct TlsFiles {
 pub struct Tls {
     files: TlsFiles,
     loaded: RwLock<Loaded>,
+    memory: Arc<EndedMemory>,
 }
 
 /// What one listener does with it.
@@ -46,6 +51,18 @@ pub(crate) struct Policy {
     pub(crate) tls: Arc<Tls>,
     /// Nothing is done for a client before it asked for TLS.
     pub(crate) required: bool,
+    /// How long a handshake may take in all.
+    pub(crate) patience: Duration,
+}
+
+impl Policy {
+    /// Perform the handshake over `inner`, and say what the client may open; nothing: everything.
+    pub(crate) fn accept(
+        &self,
+        inner: Box<dyn Transport>,
+    ) -> io::Result<(Box<dyn Transport>, Option<Allowance>)> {
+        self.tls.accept(inner, Instant::now() + self.patience)
+    }
 }
 
 #[derive(Clone)]
@@ -64,7 +81,7 @@ impl Tls {
             return Err(refuse(path)("it goes by client certificates, and none are asked for"));
         }
         let loaded = RwLock::new(Loaded::read(&files)?);
-        Ok(Tls { files, loaded })
+        Ok(Tls { files, loaded, memory: Arc::default() })
     }
 
     /// Read the files again; connections that there are keep what they have.
@@ -77,15 +94,15 @@ impl Tls {
         Ok(())
     }
 
-    /// Perform the handshake over `inner`, and say what the client may open; nothing: everything.
-    pub(crate) fn accept(
+    fn accept(
         &self,
         inner: Box<dyn Transport>,
+        deadline: Instant,
     ) -> io::Result<(Box<dyn Transport>, Option<Allowance>)> {
         let Loaded { config, allow } = self.loaded.read().clone();
         let connection = ServerConnection::new(config).map_err(io::Error::other)?;
-        let mut transport = TlsTransport::new(inner, connection);
-        transport.handshake()?;
+        let mut transport = TlsTransport::new(inner, connection, Arc::clone(&self.memory));
+        transport.handshake(deadline)?;
         let allowance = allow.map(|allow| {
             let certificates = transport.connection.peer_certificates().unwrap_or_default();
             allow.of(&certificates.first().map_or_else(Vec::new, certificate::names_of))
@@ -157,16 +174,28 @@ struct TlsTransport {
     start: usize,
     end: usize,
     outgoing: Vec<u8>,
+    /// Dropped last.
+    _memory: EndOfOne,
 }
 
 impl TlsTransport {
-    fn new(inner: Box<dyn Transport>, connection: ServerConnection) -> Self {
+    fn new(
+        inner: Box<dyn Transport>,
+        connection: ServerConnection,
+        memory: Arc<EndedMemory>,
+    ) -> Self {
         let (incoming, outgoing) = (Buffer::empty(), Vec::new());
-        TlsTransport { inner, connection, incoming, start: 0, end: 0, outgoing }
+        let _memory = EndOfOne(memory);
+        TlsTransport { inner, connection, incoming, start: 0, end: 0, outgoing, _memory }
     }
 
-    fn handshake(&mut self) -> io::Result<()> {
+    /// Agree on everything; who has not by `deadline` is sent away, however much it says.
+    fn handshake(&mut self, deadline: Instant) -> io::Result<()> {
+        self.inner.tell_every_silence(true);
         while self.connection.is_handshaking() {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             self.send_encrypted()?;
             if !self.connection.wants_read() {
                 continue;
@@ -177,6 +206,7 @@ impl TlsTransport {
                 Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
+        self.inner.tell_every_silence(false);
         self.send_encrypted()
     }
 
@@ -260,3 +290,32 @@ impl Drop for TlsTransport {
         let _ = self.send_encrypted();
     }
 }
+
+/// What connections that ended leave in the allocator.
+///
+/// TLS itself takes its memory there, tens of kilobytes for each connection, and the allocator keeps
+/// what a crowd of them needed, in an arena for each few threads.
+#[derive(Default)]
+struct EndedMemory {
+    ended_count: AtomicUsize,
+}
+
+struct EndOfOne(Arc<EndedMemory>);
+
+impl Drop for EndOfOne {
+    fn drop(&mut self) {
+        let ended_count = self.0.ended_count.fetch_add(1, Ordering::Relaxed) + 1;
+        if ended_count.is_multiple_of(ENDED_MAX) {
+            give_memory_back();
+        }
+    }
+}
+
+#[cfg(target_env = "gnu")]
+fn give_memory_back() {
+    // SAFETY: frees what is not allocated; may be called at any time by any thread.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn give_memory_back() {}

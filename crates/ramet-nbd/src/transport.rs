@@ -23,6 +23,9 @@ pub(crate) trait Transport: Send {
     /// Receive into `buffer`, which is not empty. Blocks.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received>;
 
+    /// Whether a long silence is told again and again, rather than once at its beginning.
+    fn tell_every_silence(&mut self, _every: bool) {}
+
     /// Send all of `bytes`. Blocks.
     fn send_all(&mut self, bytes: &[u8]) -> io::Result<()>;
 
