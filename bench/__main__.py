@@ -1,9 +1,9 @@
 """Measure Ramet: `python bench [--quick] [--only NAME ...]`, or `make bench ARGS=--quick`.
 
 Prints a table of all figures beside their goals, and stores every raw figure with a description of
-the machine as JSON in bench/results. Uses the public API, the command line and NBD; needs nothing
-but the project. The pools go into a directory of their own that is removed afterwards: put it
-(`--directory`) on the file system that is to be measured.
+the machine as JSON in bench/results, and a drawing of all ratios beside it. Uses the public API,
+the command line and NBD; needs nothing but the project. The pools go into a directory of their own
+that is removed afterwards: put it (`--directory`) on the file system that is to be measured.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def main() -> int:
     from fleet import SCALES, Bench
     from goals import table
     from machine import describe, file_system
+    from plot import draw
 
     parsed = _arguments(list(SCALES))
     scale = SCALES["quick" if parsed.quick else parsed.scale]
@@ -47,7 +48,7 @@ def main() -> int:
     if file_system(parsed.directory) in ("tmpfs", "ramfs"):
         print("bench: this directory is in memory; hint: --directory on a disk", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="ramet-bench-", dir=parsed.directory) as directory:
-        bench = Bench(scale, Path(directory))
+        bench = Bench(scale, Path(directory), long=parsed.long)
         seconds = {}
         for name in parsed.only or NAMES:
             begun = time.monotonic()
@@ -63,6 +64,7 @@ def main() -> int:
         "figures": [figure.to_json() for figure in bench.figures],
     }
     path = _store(result, parsed.results)
+    path.with_suffix(".svg").write_text(draw(bench.figures, _line_about(result)))
     print(table(bench.figures))
     print(f"\n{_line_about(result)}\nraw figures: {path}")
     return 0
@@ -77,6 +79,7 @@ def _arguments(scales: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", action="append", choices=NAMES, help="one of them; repeatable")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
+    parser.add_argument("--long", action="store_true", help="runs of a minute as well")
     parser.add_argument("--scale", choices=scales, default="full", help="default: full")
     parser.add_argument(
         "--directory",

@@ -4,6 +4,8 @@ Every server gets the same volume, written through once, and the same requests f
 one server after the other, in rounds that begin with another server each. Processor time is the
 server process's own; ratios are of one round. A peer that is not installed is named and left out.
 Nothing is read from a device, except where a workload is cold: all of it fits in the page cache.
+Then Ramet beside itself: the same requests before and after a snapshot, and after very many. A
+drawing of all ratios lies beside the figures. `--long` adds a minute of random writes.
 """
 
 import shutil
@@ -11,12 +13,25 @@ import statistics
 import tempfile
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fleet import MIB, Bench
+from command_line import command
+from fleet import BLOCK_BYTES, MIB, Bench
 from machine import drop_caches, file_system, sync_files
-from peers import FILE_PEER, MEMORY_PEER, PEERS, RAMET, RAW, Server, build_clients, load
+from peers import (
+    FILE_PEER,
+    MEMORY_PEER,
+    PEERS,
+    RAMET,
+    RAW,
+    Server,
+    build_clients,
+    load,
+    ramet_server,
+)
+from ramet.client import Client
+from ramet.demo.probe import Probe
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it
 FILL_BYTES = 128 * 1024
@@ -60,9 +75,14 @@ WORKLOADS = {
         Workload("read.cold", ("read", 32, 4096), (("iops", FILE_PEER),), is_cold=True),
         Workload("write.d32", ("write", 32, 4096), (("iops", BEST), ("cpu_us", BEST))),
         Workload("write.flush", ("write-flush", 1, 4096), (("iops", BEST),)),
+        Workload("write.flush32", ("write-flush-32", 32, 4096), (("iops", BEST),)),
         AGED,
     ),
 }
+# Writeback is part of it: what is written is more than the system keeps dirty.
+LONG = Workload("write.d32.long", ("write", 32, 4096), (("iops", BEST), ("cpu_us", BEST)))
+LONG_SECONDS = 60
+HISTORY = {"read": ("read", 32, 4096), "write": ("write", 32, 4096)}
 
 Found = dict[str, list[dict[str, float]]]
 
@@ -80,6 +100,7 @@ def run(bench: Bench) -> None:
     directory.mkdir()
     _measure(bench, client, "disk", directory)
     shutil.rmtree(directory)
+    _histories(bench, client, memory or bench.directory)
 
 
 def _measure(bench: Bench, client: Path, place: str, directory: Path) -> None:
@@ -102,24 +123,86 @@ def _measure(bench: Bench, client: Path, place: str, directory: Path) -> None:
             found = _rounds(bench, client, servers, workload, directory)
             _add(bench, f"datapath.{place}.{workload.name}", workload, found)
             used[workload.name] = statistics.median(it["cpu_us"] for it in found[RAMET])
+        if bench.long and place == "disk":
+            bench.say(f"datapath in {place}: {LONG.name}, up to {LONG_SECONDS} s for each")
+            found = _rounds(bench, client, servers, LONG, directory)
+            _add(bench, f"datapath.{place}.{LONG.name}", LONG, found)
         aged = used[AGED.name] / used[FRESH.name]
         bench.add(f"datapath.{place}.aged.ratio", "of fresh CPU", [aged], size // MIB)
 
 
 def _rounds(
-    bench: Bench, client: Path, servers: dict[str, Server], workload: Workload, directory: Path
+    bench: Bench,
+    client: Path,
+    servers: dict[str, Server],
+    workload: Workload,
+    directory: Path,
 ) -> Found:
+    """Load each server in turn."""
+    rounds, seconds = bench.scale.rounds, bench.scale.datapath_seconds
+    if workload is LONG:
+        rounds, seconds = 1, min(LONG_SECONDS, LONG_SECONDS * bench.scale.datapath_seconds)
     found: Found = defaultdict(list)
     names = list(servers)
-    for number in range(bench.scale.rounds):
+    for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            limit = f"{bench.scale.datapath_seconds}s"
+            limit = f"{seconds}s"
             sync_files(directory)  # Nobody pays for what another left to be written back.
             if workload.is_cold:
                 drop_caches(directory / name)
             found[name].append(load(client, servers[name], workload.arguments, limit))
     return found
+
+
+def _histories(bench: Bench, client: Path, place: Path) -> None:
+    """Measure a volume right after a snapshot, and at depth, beside one that never had any."""
+    size, depth = bench.scale.datapath_bytes, max(bench.scale.depths)
+    found: dict[str, list[float]] = defaultdict(list)
+
+    def measure(state: str) -> None:
+        for kind, arguments in HISTORY.items():
+            if state == "after":
+                command(pool, "snapshot", "create", "volume-1", "--name", "history")
+            limit = f"{bench.scale.datapath_seconds}s"
+            ours = load(client, server, arguments, limit)
+            flat = load(client, replace(server, export="volume-2"), arguments, limit)
+            found[f"{kind}.{state}"].append(ours["cpu_us"] / flat["cpu_us"])
+            if state == "after":
+                command(pool, "delete", "history")
+
+    with tempfile.TemporaryDirectory(prefix="ramet-bench-", dir=place) as directory:
+        pool = Path(directory) / "pool"
+        with ramet_server(Path(directory), size, 2) as server:
+            for export in ("volume-1", "volume-2"):
+                fill = ("write-through", 8, FILL_BYTES)
+                load(client, replace(server, export=export), fill, size // FILL_BYTES)
+            bench.say("datapath: reads and writes right after a snapshot")
+            for _ in range(bench.scale.rounds):
+                measure("after")
+            bench.say(f"datapath: the same at depth {depth:,}")
+            _deepen(server, pool, depth)
+            for _ in range(bench.scale.rounds):
+                measure("deep")
+    for key, values in found.items():
+        count = depth if key.endswith("deep") else 1
+        bench.add(f"datapath.history.{key}.ratio", "of CPU without", values, count)
+
+
+def _deepen(server: Server, pool: Path, depth: int) -> None:
+    """Take snapshots one after the other, with a write before each."""
+    verbs = Client.find(pool)
+    if verbs is None:
+        raise RuntimeError("the service does not answer")
+    probe = Probe(server.socket, server.export)
+    places = probe.size_bytes // BLOCK_BYTES
+    for number in range(depth):
+        at = number * 7919 % places * BLOCK_BYTES
+        # Every block begins with its offset: the client that measures goes by that.
+        probe.write(at, at.to_bytes(8, "little") * (BLOCK_BYTES // 8))
+        verbs.snapshot(["volume-1"], False, f"deep-{number}")
+    probe.close()
+    verbs.close()
 
 
 def _add(bench: Bench, key: str, workload: Workload, found: Found) -> None:

@@ -146,11 +146,12 @@ SCALES = {scale.name: scale for scale in (FULL, QUICK, TINY)}
 
 @dataclass
 class Bench:
-    """One run: its size, its directory, its figures."""
+    """One run: its size, its directory, its figures; `long`: what takes minutes is run too."""
 
     scale: Scale
     directory: Path
     figures: list[Figure] = field(default_factory=list)
+    long: bool = False
     _fleet: Path | None = None
 
     def add(self, key: str, unit: str, values: list[float], count: int = 0, **more: object) -> None:

@@ -1,7 +1,8 @@
 //! Keep one NBD connection busy, to measure a server: what `bench/datapath.py` starts.
 //!
 //! `load_client SOCKET EXPORT KIND DEPTH BYTES LIMIT`: KIND is `read` or `write` (random places),
-//! `write-flush` (each followed by a flush), `read-through`, `write-through` (in order),
+//! `write-flush` (each followed by a flush), `write-flush-32` (a flush after every 32, which waits
+//! for those before it), `read-through`, `write-through` (in order),
 //! `write-apart`, `write-apart-flush` (in order, each in 64 KiB of its own). LIMIT is seconds such
 //! as `1.5s`, or a number of requests. Prints one JSON value.
 //!
@@ -29,6 +30,8 @@ struct Job {
     command: u16,
     in_order: bool,
     flushed: bool,
+    /// So many writes, then a flush once all are answered.
+    flush_every: usize,
     depth: usize,
     bytes: usize,
     /// From one place to the next.
@@ -41,7 +44,7 @@ impl Job {
     fn parse(kind: &str, depth: &str, bytes: &str, limit: &str) -> Result<Job, Failure> {
         let (command, in_order, flushed) = match kind {
             "read" => (READ, false, false),
-            "write" => (WRITE, false, false),
+            "write" | "write-flush-32" => (WRITE, false, false),
             "write-flush" => (WRITE, false, true),
             "read-through" => (READ, true, false),
             "write-through" | "write-apart" => (WRITE, true, false),
@@ -52,14 +55,24 @@ impl Job {
         let time_max = seconds.map(Duration::from_secs_f64);
         let count_max = if time_max.is_some() { usize::MAX } else { limit.parse()? };
         let (depth, bytes): (usize, usize) = (depth.parse()?, bytes.parse()?);
-        if depth == 0 || bytes == 0 || bytes % BLOCK_BYTES != 0 || (flushed && depth > 1) {
-            return Err(
-                "depth at least 1 (with flushes just that), bytes in multiples of 4096".into()
-            );
+        let flush_every = if kind == "write-flush-32" { 32 } else { usize::MAX };
+        let deep = (flushed && depth > 1) || depth > flush_every;
+        if depth == 0 || bytes == 0 || bytes % BLOCK_BYTES != 0 || deep {
+            return Err("depth 1 to the number of writes for each flush, whole blocks".into());
         }
         let apart = kind.starts_with("write-apart");
         let stride_bytes = if apart { bytes.max(APART_BYTES) } else { bytes };
-        Ok(Job { command, in_order, flushed, depth, bytes, stride_bytes, time_max, count_max })
+        Ok(Job {
+            command,
+            in_order,
+            flushed,
+            flush_every,
+            depth,
+            bytes,
+            stride_bytes,
+            time_max,
+            count_max,
+        })
     }
 
     fn payload_bytes(&self) -> usize {
@@ -107,6 +120,7 @@ struct Client {
     slots: Vec<Slot>,
     free: Vec<usize>,
     sent_count: usize,
+    unflushed_count: usize,
     /// Requests with payloads of random bytes; sending changes headers and tags only.
     requests: Vec<u8>,
     received: Vec<u8>,
@@ -124,6 +138,7 @@ impl Client {
             slots: vec![Slot { sent: Instant::now(), offset_bytes: 0 }; job.depth],
             free: (0..job.depth).collect(),
             sent_count: 0,
+            unflushed_count: 0,
             requests: vec![0; (REQUEST_BYTES + job.payload_bytes()) * job.depth],
             received: vec![0; (job.depth + 1) * (REPLY_BYTES + job.answer_bytes())],
             received_end: 0,
@@ -164,10 +179,17 @@ impl Client {
             self.received_end += length_bytes;
             now = Instant::now();
             if self.job.flushed && self.received_end == REPLY_BYTES {
+                // Its flush is part of how long a write takes.
                 self.flush()?;
                 now = Instant::now();
             }
             self.take_replies(now)?;
+            let all_answered = self.free.len() == self.job.depth;
+            if all_answered && self.unflushed_count >= self.job.flush_every {
+                self.flush()?;
+                self.unflushed_count = 0;
+                now = Instant::now();
+            }
         }
     }
 
@@ -175,6 +197,7 @@ impl Client {
     fn send(&mut self, now: Instant) -> Result<(), Failure> {
         let mut end = 0;
         while self.sent_count < self.job.count_max
+            && self.unflushed_count < self.job.flush_every
             && let Some(number) = self.free.pop()
         {
             let place = if self.job.in_order { self.place } else { self.draw() >> 8 };
@@ -191,6 +214,7 @@ impl Client {
             }
             end += self.job.payload_bytes();
             self.sent_count += 1;
+            self.unflushed_count += 1;
         }
         self.stream.write_all(&self.requests[..end])?;
         Ok(())

@@ -138,7 +138,8 @@ impl NbdServer {
         };
         for listener in &server.listeners {
             let tls = tls.clone().filter(|_| listener.network_address().is_some());
-            let policy = tls.map(|tls| Policy { tls, required: !plain_tcp, patience: limits.tls_handshake });
+            let policy =
+                tls.map(|tls| Policy { tls, required: !plain_tcp, patience: limits.tls_handshake });
             let accepting =
                 server.spawn_accepting(listener, &exports, policy).map_err(|source| {
                     let path = PathBuf::from(listener.address());
