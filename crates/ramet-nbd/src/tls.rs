@@ -293,8 +293,8 @@ impl Drop for TlsTransport {
 
 /// What connections that ended leave in the allocator.
 ///
-/// TLS itself takes its memory there, tens of kilobytes for each connection, and the allocator keeps
-/// what a crowd of them needed, in an arena for each few threads.
+/// TLS itself takes its memory there, tens of kilobytes for each connection, and the allocator
+/// keeps what a crowd of them needed, in an arena for each few threads.
 #[derive(Default)]
 struct EndedMemory {
     ended_count: AtomicUsize,
