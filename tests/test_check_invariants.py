@@ -216,7 +216,6 @@ def shorten_node_file(node: bytearray) -> None:
 IS_VOLUME = 0  # The position of a moving end.
 CLOSED: dict[str, tuple[str, Plant]] = {
     "a lock clock": ("superblock", lambda path: forge_commit(path, setting(112, 1))),
-    "a secret": ("superblock", lambda path: forge_commit(path, setting(160, 1))),
     "an end that nothing opens at": (
         "segment_header",
         lambda path: forge_page(segment(path), 0, end_without_opening, 16),

@@ -6,6 +6,7 @@
 //! `prepare`.
 
 use crate::head::{HeadRef, Heads, InGate, Parent};
+use crate::locks::ObjectLock;
 use crate::map::{Map, Missing};
 use crate::nodes::Nodes;
 use crate::object::{Changed, Object, ObjectFields, ObjectKind, Table};
@@ -106,7 +107,9 @@ impl Prepared {
             | Verb::Clone
             | Verb::Rename
             | Verb::Attributes
-            | Verb::Admit => Vec::new(),
+            | Verb::Admit
+            | Verb::Lock
+            | Verb::Unlock => Vec::new(),
         }
     }
 
@@ -143,7 +146,12 @@ impl Prepared {
         // A revert that keeps what it discards makes its snapshots first.
         self.enact_snapshots(gate, position);
         match self.verb {
-            Verb::Create | Verb::Snapshot | Verb::Rename | Verb::Attributes => {}
+            Verb::Create
+            | Verb::Snapshot
+            | Verb::Rename
+            | Verb::Attributes
+            | Verb::Lock
+            | Verb::Unlock => {}
             Verb::Clone => self.enact_clones(gate, position),
             Verb::Revert => self.enact_reverts(gate),
             Verb::Delete => self.enact_deletes(gate),
@@ -239,7 +247,12 @@ impl Prepared {
         let pairs = self.snaps.iter().map(|(volume, snapshot)| (volume.place(), snapshot));
         space.snapped(pairs, position);
         match self.verb {
-            Verb::Snapshot | Verb::Rename | Verb::Resize | Verb::Attributes => {}
+            Verb::Snapshot
+            | Verb::Rename
+            | Verb::Resize
+            | Verb::Attributes
+            | Verb::Lock
+            | Verb::Unlock => {}
             Verb::Create => space.born(self.made.iter().map(|object| Birth { object, parent: 0 })),
             Verb::Clone => self.settle_clones(space, position),
             Verb::Revert => {
@@ -291,6 +304,8 @@ impl Prepared {
                 Verb::Delete => drop(table.remove(object.id())),
                 Verb::Rename => table.rename(object.id(), &changed.name),
                 Verb::Attributes => object.set_attributes(&changed.attributes),
+                Verb::Lock => table.set_lock(object, ObjectLock::of(changed)),
+                Verb::Unlock => table.set_lock(object, None),
                 Verb::Admit => {
                     object.set_attributes(&changed.attributes);
                     table.admit(object.id(), &changed.name);

@@ -28,10 +28,11 @@ use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::Commit;
 use ramet_log::{
     Accept, BLOCK_BYTES_U64, Bell, Known, Log, LogError, Loss, ObjectId, Position, Replay,
-    SEGMENT_BYTES_DEFAULT,
+    SEGMENT_BYTES_DEFAULT, SegmentId,
 };
 use ramet_store::{FileStore, LimitStore, Store};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,10 +97,13 @@ pub(crate) struct EngineCounters {
     pub(crate) checkpointed: AtomicU64,
     /// Units of node files in use.
     pub(crate) node_units: AtomicU64,
+    /// Lock secrets that were given and are not the pool's.
+    pub(crate) wrong_secrets: AtomicU64,
 }
 
 impl EngineCounters {
-    fn opened(cut: LogEnd, node_units: u64) -> Self {
+    fn opened(cut: LogEnd, node_files: &BTreeMap<SegmentId, u32>) -> Self {
+        let node_units = node_files.values().map(|units| u64::from(*units)).sum();
         let counters = EngineCounters::default();
         counters.checkpointed.store(cut.sequence.0, Ordering::Relaxed);
         counters.node_units.store(node_units, Ordering::Relaxed);
@@ -215,14 +219,14 @@ impl Engine {
         let mut start = |newest: &Commit, older: Option<&Commit>| {
             // Going back to before damage is not to fail for want of room.
             crate::limit::begin(&limited, newest, acceptance.is_none())?;
+            acceptance.inspect(|how| how.note_terms(newest));
             opening.borrow_mut().start_with(&table_nodes, newest, older, acceptance)
         };
         let mut apply = |said: Replay<'_>| opening.borrow_mut().replay(said);
         let log = if let Some(acceptance) = acceptance {
             let mut describe = |loss: &Loss| {
                 let Opening { table, nodes, .. } = &*opening.borrow();
-                acceptance.look(loss, table, nodes);
-                format!("{:#}", acceptance.report(loss, table))
+                acceptance.describe(loss, table, nodes)
             };
             let store = store.clone();
             let accept = Accept { describe: &mut describe, limit: &acceptance.limit };
@@ -233,17 +237,19 @@ impl Engine {
         };
         let mut opened = opening.into_inner();
         // It was a node that could not be read: the log is well.
-        let (log, loss) = log.map_err(|error| opened.unread.take().unwrap_or(error))?;
+        let refused = acceptance.and_then(Acceptance::refused);
+        let (log, loss) = log.map_err(|it| refused.or(opened.unread.take()).unwrap_or(it))?;
+        log.lock_clock_was(opened.lock_clock_ns);
         let loss = loss.zip(acceptance).map(|(loss, how)| how.report(&loss, &opened.table));
         if let (Some(older), None, false) = (&opened.older, &loss, read_only) {
             remove_orphans(&log, &[&opened.reached, older]);
         }
         crate::limit::begin(&limited, &log.newest_commit(), true)?;
         let Reached { roots, table_files, node_files } = opened.reached;
-        let reserve = Reserve::new(log.descriptor().segment_bytes);
-        let node_units = node_files.values().map(|units| u64::from(*units)).sum();
+        let counters = EngineCounters::opened(opened.cut, &node_files);
         let checkpoints = Checkpoints::new(table_nodes, roots, opened.cut, table_files, node_files);
         let engine = Engine {
+            reserve: Reserve::new(log.descriptor().segment_bytes),
             log_uuid: Uuid::from_bytes(log.uuid()),
             log,
             table: RwLock::new(opened.table),
@@ -255,14 +261,21 @@ impl Engine {
             changed: opened.changed,
             checkpoints: Mutex::new(checkpoints),
             reclaim: Reclaim::default(),
-            reserve,
             figures: Figures::default(),
             hashes: Hashes::default(),
             limited,
             settings,
-            counters: EngineCounters::opened(opened.cut, node_units),
+            counters,
         };
         Ok((Arc::new(engine), loss))
+    }
+
+    /// The UUID of the pool in the directory `path`, which need not be well, nor free.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Invalid` for an unknown format; `Corrupt`.
+    pub fn uuid_at(path: &Path) -> Result<Uuid, EngineError> {
+        Ok(Uuid::from_bytes(read_descriptor(&FileStore::new(path))?.pool))
     }
 
     /// The pool's UUID.
@@ -341,6 +354,9 @@ impl Engine {
     /// `Unavailable` where a write or sync fails.
     pub fn step(&self, now: Instant) -> Result<bool, EngineError> {
         let walking = self.space.step(STEP_BUDGET);
+        if self.log.check_writable().is_ok() {
+            self.save_lock_clock(false)?;
+        }
         Ok(self.log.step(now)? || walking)
     }
 
@@ -398,9 +414,10 @@ impl Engine {
         self.log.seal()?;
         match self.with_reserve(|| self.write_checkpoint(checkpoints, Aim::Usual)) {
             // The log holds everything: the next opening replays more of it.
-            Err(error) if error.kind == Kind::Full => Ok(self.log.note_durable()?),
-            other => other.map(drop),
+            Err(error) if error.kind == Kind::Full => self.log.note_durable()?,
+            other => drop(other?),
         }
+        self.save_lock_clock(true)
     }
 
     /// What differs between two objects, as extents in bytes of the second, up to the larger size:
@@ -468,6 +485,7 @@ impl Engine {
             source: (!fields.origin_object.is_nil()).then_some(fields.origin_object),
             batch: fields.batch,
             attached_count: object.attached.load(Ordering::Acquire),
+            lock: self.lock_info(object),
             attributes: object.attributes(),
         }
     }
@@ -481,6 +499,8 @@ struct Opening {
     changed: Changed,
     nodes: Arc<Nodes>,
     last: Position,
+    /// The highest lock clock that a record tells of.
+    lock_clock_ns: u64,
     cut: LogEnd,
     reached: Reached,
     older: Option<Reached>,
@@ -497,6 +517,7 @@ impl Opening {
             changed: Changed::default(),
             nodes,
             last: Position::ZERO,
+            lock_clock_ns: 0,
             cut: LogEnd::default(),
             reached: Reached::default(),
             older: None,
@@ -557,6 +578,8 @@ impl Opening {
             }
             Replay::Record { payload, position } => {
                 let record = Record::decode(payload)?;
+                let clocks = record.items.iter().map(|item| item.object.lock_clock_ns);
+                self.lock_clock_ns = clocks.fold(self.lock_clock_ns, u64::max);
                 let mut prepared = Prepared::new(&record, table, heads)?;
                 nodes.with(|| prepared.ready()).map_err(note)?;
                 space.reserve(prepared.places());

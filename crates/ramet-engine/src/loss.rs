@@ -4,12 +4,14 @@
 //! how many could not be read is told too.
 
 use crate::engine::{Engine, Settings};
+use crate::locks::{LostLocks, Now, is_equal};
 use crate::nodes::Nodes;
 use crate::object::Table;
 use crate::record::{Record, Verb};
 use crate::unreadable::{self, Unreadable};
 use crate::{EngineError, Kind};
 use ramet_log::format::batch::Kind as Entry;
+use ramet_log::format::superblock::{Commit, LockTerms};
 use ramet_log::{BLOCK_BYTES_U64, Loss, ObjectId, Sequence};
 use ramet_store::{FileStore, Store};
 use std::cell::{Cell, RefCell};
@@ -77,6 +79,12 @@ pub(crate) struct Acceptance {
     cause: RefCell<Option<String>>,
     /// What was found when it was last decided.
     unreadable: RefCell<Unreadable>,
+    /// The hash of the lock secret, where it was given.
+    secret: Option<[u8; 32]>,
+    /// What holds for locks, and their clock at least.
+    terms: Cell<(LockTerms, u64)>,
+    locks: RefCell<LostLocks>,
+    refused: RefCell<Option<EngineError>>,
 }
 
 impl Acceptance {
@@ -87,9 +95,52 @@ impl Acceptance {
         self.cause.replace(Some(text));
     }
 
+    /// The report that is kept beside what is set aside; `None`: the loss is not to be accepted.
+    pub(crate) fn describe(&self, loss: &Loss, table: &Table, nodes: &Nodes) -> Option<String> {
+        self.look(loss, table, nodes);
+        self.allows(loss, table).then(|| format!("{:#}", self.report(loss, table)))
+    }
+
     /// Look which objects need what cannot be read: before the first report.
-    pub(crate) fn look(&self, loss: &Loss, table: &Table, nodes: &Nodes) {
+    fn look(&self, loss: &Loss, table: &Table, nodes: &Nodes) {
         self.unreadable.replace(unreadable::find(table, nodes, &loss.unreadable));
+    }
+
+    pub(crate) fn note_terms(&self, newest: &Commit) {
+        self.terms.set((newest.lock_terms, newest.lock_clock.ns));
+    }
+
+    /// Whether the loss may be accepted, as far as locks go: whoever has the secret may let
+    /// snapshots go that a lock holds. Where there is no secret nobody could.
+    fn allows(&self, loss: &Loss, table: &Table) -> bool {
+        let mut locks = LostLocks::default();
+        let records = loss.batches.iter().filter_map(|batch| batch.record.as_ref());
+        let records: Vec<Record> = records.filter_map(|it| Record::decode(it).ok()).collect();
+        records.iter().for_each(|record| locks.note(record));
+        let (terms, clock_ns) = self.terms.get();
+        let gone = locks.gone(table, &Now { ns: clock_ns, terms });
+        self.locks.replace(locks);
+        let has_secret = terms.secret_hash != [0; 32];
+        let given = self.secret.is_some_and(|secret| is_equal(&secret, &terms.secret_hash));
+        if gone.is_empty() || !has_secret || given {
+            return true;
+        }
+        let made = records.iter().flat_map(|record| &record.items);
+        let mut names = made.map(|item| (item.object.id, &item.object.name));
+        let name = names.rfind(|(id, name)| gone.contains(id) && !name.is_empty());
+        let name = name.map_or("", |(_, name)| name);
+        let text = format!(
+            "{} locked snapshots would be gone, '{name}' is one: nothing was changed; \
+             hint: --secret-file, with the pool's lock secret",
+            gone.len()
+        );
+        self.refused.replace(Some(EngineError::new(Kind::Forbidden, "loss_of_locked", text)));
+        false
+    }
+
+    /// Why it was not allowed.
+    pub(crate) fn refused(&self) -> Option<EngineError> {
+        self.refused.borrow_mut().take()
     }
 
     pub(crate) fn report(&self, loss: &Loss, table: &Table) -> LossReport {
@@ -111,6 +162,8 @@ fn word(verb: Verb) -> &'static str {
         Verb::Resize => "resize",
         Verb::Attributes => "tag",
         Verb::Admit => "receive",
+        Verb::Lock => "lock",
+        Verb::Unlock => "unlock",
     }
 }
 
@@ -263,16 +316,22 @@ fn write_ranges(out: &mut fmt::Formatter<'_>, ranges: &[(u64, u64)]) -> fmt::Res
 
 impl Engine {
     /// Make a pool usable again whose log is damaged: it goes back to the last batch that can be
-    /// followed. `None`: the log is whole, and nothing was lost.
+    /// followed. `None`: the log is whole, and nothing was lost. `secret`: the hash of the lock
+    /// secret, where locked snapshots may be gone then. Locks of those that are not are kept.
     ///
     /// # Errors
-    /// As `open`; `Corrupt` where it is not the log that is damaged.
+    /// As `open`; `Corrupt` where it is not the log that is damaged; `Forbidden` where locked
+    /// snapshots would be gone.
     ///
     /// # Durability
     /// On return the pool opens as it is told here. After a crash before that it is refused as
     /// before, or opens at the same place.
-    pub fn accept_loss(path: &Path, settings: Settings) -> Result<Option<LossReport>, EngineError> {
-        Self::accept_loss_in(Arc::new(FileStore::new(path)), settings)
+    pub fn accept_loss(
+        path: &Path,
+        settings: Settings,
+        secret: Option<[u8; 32]>,
+    ) -> Result<Option<LossReport>, EngineError> {
+        Self::accept_loss_in(Arc::new(FileStore::new(path)), settings, secret)
     }
 
     /// `accept_loss` in any store.
@@ -282,6 +341,7 @@ impl Engine {
     pub fn accept_loss_in(
         store: Arc<dyn Store>,
         settings: Settings,
+        secret: Option<[u8; 32]>,
     ) -> Result<Option<LossReport>, EngineError> {
         // What is read wrong once is no loss: two readings have to agree that there is one.
         match Self::open_in(store.clone(), true, settings.clone()) {
@@ -289,7 +349,7 @@ impl Engine {
             Err(error) if error.kind == Kind::Corrupt => {}
             Err(error) => return Err(error),
         }
-        let acceptance = Acceptance::default();
+        let acceptance = Acceptance { secret, ..Acceptance::default() };
         let mut failed_at = None;
         let (engine, report) = loop {
             let before = acceptance.limit.get();
@@ -308,6 +368,7 @@ impl Engine {
             }
         };
         // Segments that could not be followed are known by the checkpoint from here on.
+        engine.set_locks_again(acceptance.locks.borrow().all())?;
         let shown = report.as_ref().map_or(Ok(false), |_| engine.checkpoint());
         let closed = engine.close();
         shown.and(closed)?;

@@ -5,6 +5,7 @@
 
 use crate::head::{HeadRef, Heads};
 use crate::ids::IdMap;
+use crate::locks::{Latest, LockInfo, ObjectLock};
 use parking_lot::{Mutex, RwLock};
 use ramet_log::{ObjectId, Position};
 use std::collections::HashMap;
@@ -62,10 +63,16 @@ pub struct ObjectFields {
     pub origin_position: Position,
     /// Number shown to guests; zero: none.
     pub serial: u64,
-    /// 0: not locked. Kept for the protection features to come.
+    /// 0: not locked; else see `LockMode`.
     pub lock_mode: u8,
-    /// Lock clock at which a lock ends.
+    /// Lock clock at which the lock ends, if not before.
     pub lock_until_ns: u64,
+    /// Lock clock up to which the lock can be taken back.
+    pub lock_firm_ns: u64,
+    /// Lock clock when the lock was set. In a record that ends a lock: the clock then.
+    pub lock_clock_ns: u64,
+    /// Time of day when a governance lock was set, in nanoseconds since 1970.
+    pub lock_day_ns: u64,
     /// Time after which a deleted object may go.
     pub delete_after_ns: u64,
     /// JSON, owned by the layer above.
@@ -90,19 +97,16 @@ pub(crate) struct Fixed {
 /// Fields that few objects have.
 struct Rare {
     serial: u64,
-    lock_mode: u8,
-    lock_until_ns: u64,
     delete_after_ns: u64,
     unknown: Vec<u8>,
 }
 
 impl Fixed {
     fn new(fields: &mut ObjectFields) -> Self {
-        let ObjectFields { serial, lock_mode, lock_until_ns, delete_after_ns, .. } = *fields;
+        let ObjectFields { serial, delete_after_ns, .. } = *fields;
         let unknown = std::mem::take(&mut fields.unknown);
-        let common = (serial, lock_mode, lock_until_ns, delete_after_ns) == (0, 0, 0, 0);
-        let rare = (!common || !unknown.is_empty())
-            .then(|| Box::new(Rare { serial, lock_mode, lock_until_ns, delete_after_ns, unknown }));
+        let common = (serial, delete_after_ns) == (0, 0) && unknown.is_empty();
+        let rare = (!common).then(|| Box::new(Rare { serial, delete_after_ns, unknown }));
         Fixed {
             id: fields.id,
             uuid: fields.uuid,
@@ -114,10 +118,6 @@ impl Fixed {
             origin_position: fields.origin_position,
             rare,
         }
-    }
-
-    pub(crate) fn is_locked(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.lock_mode != 0)
     }
 
     /// All that is here, as fields.
@@ -134,9 +134,7 @@ impl Fixed {
             ..ObjectFields::default()
         };
         if let Some(rare) = &self.rare {
-            (fields.serial, fields.lock_mode) = (rare.serial, rare.lock_mode);
-            (fields.lock_until_ns, fields.delete_after_ns) =
-                (rare.lock_until_ns, rare.delete_after_ns);
+            (fields.serial, fields.delete_after_ns) = (rare.serial, rare.delete_after_ns);
             fields.unknown.clone_from(&rare.unknown);
         }
         fields
@@ -150,6 +148,8 @@ pub(crate) struct Object {
     receiving: AtomicBool,
     name: RwLock<Arc<str>>,
     attributes: RwLock<Box<[u8]>>,
+    /// Its lock, over or not. Boxed: few objects have one.
+    lock: RwLock<Option<Box<ObjectLock>>>,
     size_bytes: AtomicU64,
     pub(crate) head: HeadRef,
     heads: Arc<Heads>,
@@ -233,6 +233,7 @@ impl Object {
             receiving: AtomicBool::new(fields.receiving),
             name: RwLock::new(fields.name.as_str().into()),
             attributes: RwLock::new(std::mem::take(&mut fields.attributes).into()),
+            lock: RwLock::new(ObjectLock::of(&fields).map(Box::new)),
             size_bytes: AtomicU64::new(fields.size_bytes),
             place: AtomicU64::new(fields.id.0),
             head,
@@ -247,7 +248,13 @@ impl Object {
 
     /// What a checkpoint keeps: the fields as they are now.
     pub(crate) fn fields_now(&self) -> ObjectFields {
+        let lock = self.lock().unwrap_or_default();
         ObjectFields {
+            lock_mode: lock.mode,
+            lock_until_ns: lock.until_ns,
+            lock_firm_ns: lock.firm_ns,
+            lock_clock_ns: lock.clock_ns,
+            lock_day_ns: lock.day_ns,
             name: self.name(),
             kind: Some(self.kind()),
             receiving: self.is_receiving(),
@@ -292,6 +299,14 @@ impl Object {
 
     pub(crate) fn set_attributes(&self, attributes: &[u8]) {
         *self.attributes.write() = attributes.into();
+    }
+
+    pub(crate) fn lock(&self) -> Option<ObjectLock> {
+        self.lock.read().as_deref().copied()
+    }
+
+    fn set_lock(&self, lock: Option<ObjectLock>) {
+        *self.lock.write() = lock.map(Box::new);
     }
 
     pub(crate) fn name(&self) -> String {
@@ -346,6 +361,8 @@ pub struct ObjectInfo {
     pub batch: Uuid,
     /// Front ends that have it open.
     pub attached_count: u32,
+    /// The lock that runs.
+    pub lock: Option<LockInfo>,
     /// JSON, owned by the layer above; empty: none.
     pub attributes: Vec<u8>,
 }
@@ -356,6 +373,7 @@ pub(crate) struct Table {
     objects: IdMap<ObjectId, Arc<Object>>,
     names: HashMap<Arc<str>, ObjectId>,
     uuids: HashMap<Uuid, ObjectId>,
+    locks: Latest,
 }
 
 impl Table {
@@ -373,6 +391,7 @@ impl Table {
             assert!(taken.is_none(), "a name is checked before its object is made");
         }
         self.uuids.insert(object.fixed.uuid, id);
+        object.lock().inspect(|lock| self.locks.note(lock));
         self.objects.insert(id, object);
     }
 
@@ -403,6 +422,16 @@ impl Table {
         object.receiving.store(false, Ordering::Release);
         let taken = self.names.insert(name, id);
         assert!(taken.is_none(), "a name is checked before it is given");
+    }
+
+    pub(crate) fn set_lock(&mut self, object: &Object, lock: Option<ObjectLock>) {
+        lock.inspect(|lock| self.locks.note(lock));
+        object.set_lock(lock);
+    }
+
+    /// The latest ends of all locks that there are or were.
+    pub(crate) fn latest_locks(&self) -> Latest {
+        self.locks
     }
 
     pub(crate) fn get(&self, id: ObjectId) -> Option<&Arc<Object>> {

@@ -39,6 +39,10 @@ pub enum Verb {
     Attributes = 9,
     /// Volumes that are being received become snapshots with a name.
     Admit = 10,
+    /// Snapshots are locked, or their locks are made longer.
+    Lock = 11,
+    /// Snapshots are not locked any more.
+    Unlock = 12,
 }
 
 /// Tags of fields. A number is never used for something else.
@@ -60,6 +64,9 @@ mod tag {
     pub const LOCK_UNTIL: u16 = 15;
     pub const DELETE_AFTER: u16 = 16;
     pub const ATTRIBUTES: u16 = 17;
+    pub const LOCK_FIRM: u16 = 18;
+    pub const LOCK_CLOCK: u16 = 19;
+    pub const LOCK_DAY: u16 = 20;
     /// The object a command takes its content from.
     pub const SOURCE: u16 = 32;
     /// The nameless instant that a clone straight from a volume makes.
@@ -139,6 +146,8 @@ impl Record {
             8 => Verb::Resize,
             9 => Verb::Attributes,
             10 => Verb::Admit,
+            11 => Verb::Lock,
+            12 => Verb::Unlock,
             other => return Err(format!("a record of unknown kind {other}")),
         };
         let count = from.u32()?;
@@ -193,10 +202,13 @@ impl Item {
             put_uuid(out, tag::ORIGIN_LOG, object.origin_log);
             put_u64(out, tag::ORIGIN_POSITION, object.origin_position.0);
             put_u64(out, tag::SERIAL, object.serial);
-            put_u64(out, tag::LOCK_MODE, u64::from(object.lock_mode));
-            put_u64(out, tag::LOCK_UNTIL, object.lock_until_ns);
             put_u64(out, tag::DELETE_AFTER, object.delete_after_ns);
         }
+        put_u64(out, tag::LOCK_MODE, u64::from(object.lock_mode));
+        put_u64(out, tag::LOCK_UNTIL, object.lock_until_ns);
+        put_u64(out, tag::LOCK_FIRM, object.lock_firm_ns);
+        put_u64(out, tag::LOCK_CLOCK, object.lock_clock_ns);
+        put_u64(out, tag::LOCK_DAY, object.lock_day_ns);
         if !object.attributes.is_empty() {
             put(out, tag::ATTRIBUTES, &object.attributes);
         }
@@ -260,6 +272,9 @@ impl Item {
                 object.lock_mode = u8::try_from(number()?).map_err(|_| "an unknown lock mode")?
             }
             tag::LOCK_UNTIL => object.lock_until_ns = number()?,
+            tag::LOCK_FIRM => object.lock_firm_ns = number()?,
+            tag::LOCK_CLOCK => object.lock_clock_ns = number()?,
+            tag::LOCK_DAY => object.lock_day_ns = number()?,
             tag::DELETE_AFTER => object.delete_after_ns = number()?,
             tag::ATTRIBUTES => object.attributes = value.to_vec(),
             tag::ROOT => {

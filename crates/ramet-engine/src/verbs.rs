@@ -271,15 +271,8 @@ impl Engine {
             }
         }
         check_detached(&objects)?;
-        if let Some(locked) = objects.iter().find(|object| object.fixed.is_locked()) {
-            return Err(EngineError::new(
-                Kind::Conflict,
-                "object_locked",
-                format!("'{}' is locked; hint: wait until its lock ends", locked.name()),
-            ));
-        }
+        let items = self.items_of_unlocked(&objects)?;
         let was = objects.iter().map(|object| self.info(object)).collect();
-        let items = objects.iter().map(|object| item_of(object, |_| {})).collect();
         self.run(&mut commands, Record { verb: Verb::Delete, items })?;
         Ok(was)
     }

@@ -105,7 +105,7 @@ impl Scene {
     }
 
     fn accept(&self, store: &Arc<FaultStore>) -> Result<LossReport, ramet_engine::EngineError> {
-        let report = Engine::accept_loss_in(store.clone(), self.run.settings.clone())?;
+        let report = Engine::accept_loss_in(store.clone(), self.run.settings.clone(), None)?;
         Ok(report.expect("something was lost"))
     }
 
@@ -208,11 +208,6 @@ fn after_any_damage_to_the_log_the_pool_opens_at_an_earlier_moment() {
             assert_eq!((error.kind, error.code), (Kind::Corrupt, "log_damaged"), "{context}");
             let report = scene.accept(&store).unwrap_or_else(|error| panic!("{context}: {error}"));
             accepted += 1;
-            eprintln!(
-                "DBG {context} {report} {:?} {:?}",
-                scene.states.iter().map(|s| s.0).collect::<Vec<_>>(),
-                segments(&store)
-            );
             let damaged = scene.check(&store, report.kept_sequence, context);
             assert_eq!(unreadable_in(&report), damaged, "{context}");
             unreadable += damaged.len();
@@ -297,7 +292,7 @@ fn a_power_loss_on_the_way_back_to_the_older_checkpoint_loses_nothing() {
             let store = copy(damaged);
             store.plan(When::Change(moment), Fault::PowerOff);
             let context = &format!("change {moment}, {fate:?}, spoiled {spoils}");
-            let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone());
+            let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone(), None);
             let store = Arc::new(store.crash(fate));
             if spoils {
                 damage_newer_slot(&store);
@@ -337,7 +332,7 @@ fn what_was_read_wrong_once_is_no_loss() {
             Err(error) if error.code == "node_damaged" => {}
             Ok(()) | Err(_) => continue,
         }
-        let told = Engine::accept_loss_in(planned(), scene.run.settings.clone());
+        let told = Engine::accept_loss_in(planned(), scene.run.settings.clone(), None);
         assert_eq!(told.expect("opened"), None, "read {read}");
         once += 1;
     }
@@ -378,7 +373,7 @@ fn a_loss_is_told_by_object_and_the_rest_is_set_aside() {
     assert_eq!(report.directory, "lost/1");
     assert_nothing_is_gone(&store, &before, "");
     // A second time there is nothing to accept.
-    let again = Engine::accept_loss_in(store, scene.run.settings.clone()).expect("opened");
+    let again = Engine::accept_loss_in(store, scene.run.settings.clone(), None).expect("opened");
     assert_eq!(again, None);
 }
 
@@ -422,7 +417,7 @@ fn a_power_loss_at_any_operation_of_accepting_makes_nothing_worse() {
                 store.plan(When::Change(moment), Fault::PowerOff);
                 let context = &format!("checkpoint {checkpoint}, change {moment}, {fate:?}");
                 // Giving the lock back at the end may be all that failed.
-                let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone());
+                let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone(), None);
                 let store = Arc::new(store.crash(fate));
                 match scene.open(&store) {
                     Ok(engine) => {
@@ -463,7 +458,7 @@ fn both_slots_show_the_end_before_a_batch_follows_it() {
     for moment in 0..rehearsal.changes_count() {
         let store = Arc::new(damaged.crash(Kept::Everything));
         store.plan(When::Change(moment), Fault::PowerOff);
-        let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone());
+        let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone(), None);
         let store = Arc::new(store.crash(Kept::Everything));
         let is_new = |path: &String| !before.iter().any(|name| path.ends_with(name.as_str()));
         if batches(&store).iter().any(|(path, _)| is_new(path)) {
@@ -529,7 +524,7 @@ fn a_failure_at_any_operation_of_accepting_makes_nothing_worse() {
             let store = Arc::new(damaged.crash(Kept::Everything));
             store.plan(When::Change(moment), fault);
             let context = &format!("{fault:?} at change {moment}");
-            let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone());
+            let _ = Engine::accept_loss_in(store.clone(), scene.run.settings.clone(), None);
             let store = Arc::new(store.crash(Kept::Everything));
             if let Err(error) = scene.open(&store).map(drop) {
                 assert_eq!(error.code, "log_damaged", "{context}: {error}");
@@ -544,7 +539,8 @@ fn a_failure_at_any_operation_of_accepting_makes_nothing_worse() {
     for read in (0..rehearsal.count(Operation::Read)).step_by(3) {
         let store = Arc::new(damaged.crash(Kept::Everything));
         store.plan(When::Nth(Operation::Read, read), Fault::Error);
-        if let Err(error) = Engine::accept_loss_in(store.clone(), scene.run.settings.clone()) {
+        if let Err(error) = Engine::accept_loss_in(store.clone(), scene.run.settings.clone(), None)
+        {
             assert_ne!(error.kind, Kind::Internal, "read {read}: {error}");
             let store = Arc::new(store.crash(Kept::Everything));
             if scene.open(&store).is_err() {
@@ -552,4 +548,49 @@ fn a_failure_at_any_operation_of_accepting_makes_nothing_worse() {
             }
         }
     }
+}
+
+/// A log whose damage lies before the locks of one snapshot, or of that and one taken later.
+fn locked_behind_damage(later: bool) -> (Scene, Arc<FaultStore>) {
+    let mut scene = Scene { run: Run::quiet(0), states: vec![(0, Pool::default())] };
+    scene.steps(&[create("a", 64), snapshot_of("a", "s"), write("a", 0, 4, 1000)]);
+    scene.steps(&[Step::Lock { names: vec!["s".into()], days: 9 }]);
+    if later {
+        scene.steps(&[snapshot_of("a", "t"), Step::Lock { names: vec!["t".into()], days: 9 }]);
+    }
+    scene.run.kill();
+    let store = scene.store();
+    let behind = if later { 4 } else { 2 };
+    let (path, slot) = batches(&store).into_iter().rev().nth(behind - 1).expect("a batch");
+    store.flip_bit(&path, slot * SLOT + 20, 0).expect("flipped");
+    (scene, store)
+}
+
+#[test]
+fn a_lock_that_is_lost_with_the_log_is_set_again() {
+    let (scene, store) = locked_behind_damage(false);
+    scene.accept(&store).expect("nothing that is locked would be gone");
+    let engine = scene.open(&store).expect("opened");
+    let lock = engine.find("s").expect("there").lock.expect("locked");
+    assert_eq!(lock.remaining_ns, 9 * 24 * 3600 * 1_000_000_000);
+    assert_eq!(engine.delete(&["s".into()]).expect_err("locked").code, "object_locked");
+}
+
+#[test]
+fn a_locked_snapshot_is_lost_with_the_log_only_where_the_secret_says_so() {
+    let (scene, store) = locked_behind_damage(true);
+    let accept = |secret| {
+        let settings = scene.run.settings.clone();
+        Engine::accept_loss_in(store.clone(), settings, secret).map(|report| report.expect("lost"))
+    };
+    for secret in [None, Some([1; 32])] {
+        let error = accept(secret).expect_err("refused");
+        assert_eq!((error.kind, error.code), (Kind::Forbidden, "loss_of_locked"));
+        assert!(error.text.contains("1 locked snapshots") && error.text.contains("'t'"), "{error}");
+        assert_eq!(scene.open(&store).map(drop).expect_err("as before").code, "log_damaged");
+    }
+    accept(Some(crash::run::SECRET)).expect("accepted");
+    let engine = scene.open(&store).expect("opened");
+    assert!(engine.find("s").expect("there").lock.is_some());
+    assert!(engine.find("t").is_err());
 }

@@ -1,9 +1,10 @@
 //! A new pool: directories, superblock, and last the descriptor, whose presence says that the pool
 //! is whole.
 
+use crate::clock::LockClock;
 use crate::error::{LogError, Result};
 use crate::format::descriptor::Descriptor;
-use crate::format::superblock::Commit;
+use crate::format::superblock::{ClockReading, Commit};
 use crate::log::{Log, random_u64, random_uuid};
 use crate::types::{BLOCK_BYTES_U64, SLOTS_MAX};
 use ramet_store::{LockMode, Store};
@@ -59,10 +60,12 @@ impl Log {
             created_ns,
             features: [0; 3],
         };
+        let now = store.moment();
         let commit = Commit {
             number: 1,
             log: random_uuid(),
             incarnation: random_uuid(),
+            lock_clock: LockClock::new(ClockReading::default(), now).reading(now),
             ..Commit::default()
         };
         crate::superblock::create(store, &commit, descriptor.seed)?;

@@ -7,6 +7,7 @@
 
 mod chain;
 mod checksum;
+mod clock;
 mod commit;
 mod create;
 mod error;

@@ -3,6 +3,7 @@
 //!
 //! Invariants: `durable <= appended`; once poisoned or closed nothing is appended or written.
 
+use crate::clock::LockClock;
 use crate::commit::{CommitState, WriteOut};
 use crate::error::{LogError, Result};
 use crate::format::descriptor::Descriptor;
@@ -55,6 +56,7 @@ pub struct Log {
     incarnation: [u8; 16],
     read_only: bool,
     pub(crate) superblock: Mutex<Commit>,
+    pub(crate) lock_clock: LockClock,
     pub(crate) gate: Gate,
     pub(crate) segments: RwLock<HashMap<SegmentId, Arc<Segment>>>,
     pub(crate) chunks: ChunkPool,
@@ -96,7 +98,9 @@ pub(crate) struct Recovered {
 impl Log {
     pub(crate) fn new(found: Recovered) -> Self {
         let last = found.room.end.sequence;
+        let lock_clock = LockClock::new(found.superblock.lock_clock, found.store.moment());
         Log {
+            lock_clock,
             store: found.store,
             lock: Mutex::new(Some(found.lock)),
             log_uuid: found.superblock.log,

@@ -30,8 +30,8 @@ const MARK_SLOTS: u32 = 4;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// Gives the text to keep beside what is set aside.
-pub type Describe<'a> = dyn FnMut(&Loss) -> String + 'a;
+/// Gives the text to keep beside what is set aside; `None`: the loss is not to be accepted.
+pub type Describe<'a> = dyn FnMut(&Loss) -> Option<String> + 'a;
 
 /// How a loss is accepted.
 pub struct Accept<'a, 'b> {

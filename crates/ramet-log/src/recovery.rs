@@ -149,7 +149,8 @@ impl Log {
                 }
                 loss = opening.accept(&chain, &known, complete, read)?;
                 if let Some(loss) = &mut loss {
-                    loss.report = describe(loss);
+                    let refused = || LogError::Unsupported { reason: "it was refused".into() };
+                    loss.report = describe(loss).ok_or_else(refused)?;
                 }
             }
         }

@@ -4,7 +4,7 @@
 
 use crate::error::{LogError, Result};
 use crate::format::segment::LogEnd;
-use crate::format::superblock::{Commit, Root};
+use crate::format::superblock::{Commit, LockTerms, Root};
 use crate::log::Log;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
 use ramet_store::Store;
@@ -143,6 +143,17 @@ impl Log {
         self.write_commit(&mut |next| next.limit_bytes = limit_bytes)
     }
 
+    /// Write the older slot: other terms for locks.
+    ///
+    /// # Errors
+    /// As `commit_checkpoint`.
+    ///
+    /// # Durability
+    /// As `commit_checkpoint`.
+    pub fn commit_lock_terms(&self, terms: &LockTerms) -> Result<()> {
+        self.write_commit(&mut |next| next.lock_terms = *terms)
+    }
+
     /// Write the older slot, where it would say more than before of what is durable: for a log that
     /// is closed without a checkpoint, so that damage at its end is not taken for a torn tail.
     ///
@@ -165,6 +176,7 @@ impl Log {
             number_before: current.number,
             incarnation,
             durable: self.durable(),
+            lock_clock: self.lock_clock.reading(self.store().moment()),
             ..current.clone()
         };
         change(&mut next);

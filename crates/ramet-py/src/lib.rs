@@ -33,5 +33,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<root::StreamHash>()?;
     module.add_class::<scrub::Scrub>()?;
     module.add_function(wrap_pyfunction!(loss::accept_loss, module)?)?;
+    module.add_function(wrap_pyfunction!(loss::pool_uuid, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)
 }

@@ -9,9 +9,22 @@ use std::path::PathBuf;
 /// See python/ramet/_core.pyi.
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over by value.
-pub fn accept_loss(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict>>> {
-    let report = call(py, Owner::current(), || Engine::accept_loss(&path, Settings::default()))?;
+#[pyo3(signature = (path, secret = None))]
+pub fn accept_loss(
+    py: Python<'_>,
+    path: PathBuf,
+    secret: Option<[u8; 32]>,
+) -> PyResult<Option<Bound<'_, PyDict>>> {
+    let accept = || Engine::accept_loss(&path, Settings::default(), secret);
+    let report = call(py, Owner::current(), accept)?;
     report.map(|report| to_dict(py, report)).transpose()
+}
+
+/// See python/ramet/_core.pyi.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // pyo3 hands arguments over by value.
+pub fn pool_uuid(py: Python<'_>, path: PathBuf) -> PyResult<String> {
+    Ok(call(py, Owner::current(), || Engine::uuid_at(&path))?.to_string())
 }
 
 fn to_dict(py: Python<'_>, report: LossReport) -> PyResult<Bound<'_, PyDict>> {

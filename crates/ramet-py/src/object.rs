@@ -3,7 +3,7 @@
 use crate::call::raise;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use ramet_engine::{EngineError, Kind, ObjectInfo, ObjectKind};
+use ramet_engine::{EngineError, Kind, LockMode, ObjectInfo, ObjectKind};
 use uuid::Uuid;
 
 /// See python/ramet/_core.pyi.
@@ -70,9 +70,35 @@ impl Object {
         PyBytes::new(py, &self.0.attributes)
     }
 
+    /// The lock that runs: its mode, and nanoseconds for which it runs on, and can be taken back.
+    #[getter]
+    fn lock(&self) -> Option<(&'static str, u64, u64)> {
+        self.0.lock.map(|lock| (mode_text(lock.mode), lock.remaining_ns, lock.cooling_off_ns))
+    }
+
     #[getter]
     fn attached_count(&self) -> u32 {
         self.0.attached_count
+    }
+}
+
+fn mode_text(mode: Option<LockMode>) -> &'static str {
+    match mode {
+        Some(LockMode::Governance) => "governance",
+        Some(LockMode::Compliance) => "compliance",
+        None => "unknown",
+    }
+}
+
+/// Read the mode of a lock that came from Python.
+pub fn parse_mode(py: Python<'_>, text: &str) -> PyResult<LockMode> {
+    match text {
+        "governance" => Ok(LockMode::Governance),
+        "compliance" => Ok(LockMode::Compliance),
+        _ => {
+            let text = format!("no mode '{text}'; hint: governance or compliance");
+            Err(raise(py, &EngineError::new(Kind::Invalid, "lock_mode", text)))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::call::{Owner, call};
 use crate::device::{Attached, Device};
-use crate::object::{Object, objects, parse_uuid, parse_uuids};
+use crate::object::{Object, objects, parse_mode, parse_uuid, parse_uuids};
 use crate::root::HashedReader;
 use crate::scrub::Scrub;
 use crate::server::{NbdServer, Wanted};
@@ -419,6 +419,69 @@ impl Pool {
 
     fn delete(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<Object>> {
         self.call(py, |engine| engine.delete(&names)).map(objects)
+    }
+
+    fn lock(
+        &self,
+        py: Python<'_>,
+        names: Vec<String>,
+        time_ns: u64,
+        mode: &str,
+    ) -> PyResult<Vec<Object>> {
+        let (time, mode) = (Duration::from_nanos(time_ns), parse_mode(py, mode)?);
+        self.call(py, |engine| engine.lock(&names, time, mode)).map(objects)
+    }
+
+    #[pyo3(signature = (names, secret = None))]
+    fn unlock(
+        &self,
+        py: Python<'_>,
+        names: Vec<String>,
+        secret: Option<[u8; 32]>,
+    ) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.unlock(&names, secret)).map(objects)
+    }
+
+    fn lock_clock<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let clock = self.call(py, |engine| Ok(engine.lock_clock()))?;
+        let dict = PyDict::new(py);
+        for (name, value) in [
+            ("clock_ns", clock.ns),
+            ("day_ns", clock.day_ns),
+            ("confirmed_day_ns", clock.confirmed_day_ns),
+            ("behind_ns", clock.behind_ns),
+            ("locked_count", clock.locked_count),
+            ("cooling_off_seconds", clock.cooling_off_seconds),
+            ("wrong_secrets_count", clock.wrong_secrets_count),
+        ] {
+            dict.set_item(name, value)?;
+        }
+        dict.set_item("has_secret", clock.has_secret)?;
+        Ok(dict)
+    }
+
+    fn confirm_lock_clock(&self, py: Python<'_>, secret: [u8; 32]) -> PyResult<u64> {
+        self.call(py, |engine| engine.confirm_lock_clock(secret))
+    }
+
+    #[pyo3(signature = (secret, old = None))]
+    fn set_lock_secret(
+        &self,
+        py: Python<'_>,
+        secret: [u8; 32],
+        old: Option<[u8; 32]>,
+    ) -> PyResult<()> {
+        self.call(py, |engine| engine.set_lock_secret(secret, old))
+    }
+
+    #[pyo3(signature = (seconds, secret = None))]
+    fn set_cooling_off(
+        &self,
+        py: Python<'_>,
+        seconds: u64,
+        secret: Option<[u8; 32]>,
+    ) -> PyResult<()> {
+        self.call(py, |engine| engine.set_cooling_off(seconds, secret))
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<()> {

@@ -11,7 +11,7 @@ mod random;
 pub use disk::Kept;
 
 use crate::memory::{Locks, SPACE_BYTES, failed};
-use crate::{File, Lock, LockMode, Result, Store, StoreError};
+use crate::{File, Lock, LockMode, Moment, Result, Store, StoreError};
 use disk::{Disk, Inode};
 use parking_lot::Mutex;
 use random::Random;
@@ -96,6 +96,7 @@ struct World {
     planned: Vec<(When, Fault)>,
     counts: [u64; OPERATIONS],
     changes_count: u64,
+    moment: Moment,
 }
 
 struct FaultFile {
@@ -109,10 +110,10 @@ impl FaultStore {
     /// An empty store without faults; `seed` says all that is left to chance.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self::with(Disk::new(&format!("fault-{seed}:")), seed, None)
+        Self::with(Disk::new(&format!("fault-{seed}:")), seed, None, Moment::default())
     }
 
-    fn with(disk: Disk, seed: u64, capacity_bytes: Option<u64>) -> Self {
+    fn with(disk: Disk, seed: u64, capacity_bytes: Option<u64>, moment: Moment) -> Self {
         let world = World {
             disk,
             random: Random(seed),
@@ -121,6 +122,7 @@ impl FaultStore {
             planned: Vec::new(),
             counts: [0; OPERATIONS],
             changes_count: 0,
+            moment,
         };
         FaultStore { world: Arc::new(Mutex::new(world)), locks: Locks::default() }
     }
@@ -133,6 +135,11 @@ impl FaultStore {
     /// Have room for this many bytes of files, in whole pages, and no more.
     pub fn set_capacity(&self, capacity_bytes: Option<u64>) {
         self.world.lock().capacity_bytes = capacity_bytes;
+    }
+
+    /// Say what the machine's clocks say, until this is called again.
+    pub fn set_moment(&self, moment: Moment) {
+        self.world.lock().moment = moment;
     }
 
     /// Operations so far that change something.
@@ -159,7 +166,7 @@ impl FaultStore {
             Kept::Random(seed) => seed,
             Kept::Nothing | Kept::Everything => 0,
         };
-        Self::with(disk, seed, world.capacity_bytes)
+        Self::with(disk, seed, world.capacity_bytes, world.moment)
     }
 
     /// Damage one bit (0 to 7) of a byte of a file, durably.
@@ -370,6 +377,10 @@ impl Store for FaultStore {
         world.check_power("look at", "")?;
         let all = world.capacity_bytes.unwrap_or(SPACE_BYTES);
         Ok((all.saturating_sub(world.disk.used_bytes()), all))
+    }
+
+    fn moment(&self) -> Moment {
+        self.world.lock().moment
     }
 }
 

@@ -4,7 +4,7 @@
 //! medium.
 
 use crate::memory::whole_pages;
-use crate::{File, Lock, LockMode, Result, Store, StoreError};
+use crate::{File, Lock, LockMode, Moment, Result, Store, StoreError};
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::io::{Read, Write};
@@ -328,6 +328,10 @@ impl Store for FileStore {
             stat.f_bavail.saturating_mul(stat.f_frsize),
             stat.f_blocks.saturating_mul(stat.f_frsize),
         ))
+    }
+
+    fn moment(&self) -> Moment {
+        Moment::now()
     }
 }
 

@@ -12,12 +12,14 @@ mod fault;
 mod file;
 mod limit;
 mod memory;
+mod moment;
 
 pub use error::StoreError;
 pub use fault::{Fault, FaultStore, Kept, Operation, When};
 pub use file::FileStore;
 pub use limit::LimitStore;
 pub use memory::MemoryStore;
+pub use moment::Moment;
 
 use std::sync::Arc;
 
@@ -179,4 +181,7 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// `Io`.
     fn space_bytes(&self) -> Result<(u64, u64)>;
+
+    /// Now, by the clocks of the machine that the store is on.
+    fn moment(&self) -> Moment;
 }

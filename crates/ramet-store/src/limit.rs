@@ -4,7 +4,7 @@
 //! nothing but growing a file is ever refused; what is removed or punched counts no more at once.
 //! See docs/internals/reclaim.md, "A limit".
 
-use crate::{File, Lock, LockMode, Result, Store, StoreError};
+use crate::{File, Lock, LockMode, Moment, Result, Store, StoreError};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -317,5 +317,9 @@ impl Store for LimitStore {
         let limit_bytes = sums.limit_bytes.unwrap_or(u64::MAX);
         let left = limit_bytes.saturating_sub(sums.taken_bytes + sums.promised_bytes);
         Ok((free.min(left), all.min(limit_bytes)))
+    }
+
+    fn moment(&self) -> Moment {
+        self.inner.moment()
     }
 }

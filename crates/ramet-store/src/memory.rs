@@ -4,7 +4,7 @@
 //! removed can be read on by those that have it open. What survives a power loss is not asked here:
 //! that is `FaultStore`.
 
-use crate::{File, Lock, LockMode, Result, Store, StoreError};
+use crate::{File, Lock, LockMode, Moment, Result, Store, StoreError};
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,6 +116,11 @@ impl Store for MemoryStore {
     fn space_bytes(&self) -> Result<(u64, u64)> {
         let used = self.names.lock().files().map(|contents| contents.read().room_bytes()).sum();
         Ok((SPACE_BYTES.saturating_sub(used), SPACE_BYTES))
+    }
+
+    /// Time stands still here.
+    fn moment(&self) -> Moment {
+        Moment::default()
     }
 }
 

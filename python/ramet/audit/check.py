@@ -12,6 +12,7 @@ from ramet.audit.footer import journal_batches
 from ramet.audit.history import History
 from ramet.audit.holders import Edges, Holders
 from ramet.audit.lineage import Lineage
+from ramet.audit.locks import hold_commit
 from ramet.audit.log import Log, LogReader, Segment
 from ramet.audit.maps import MapWalk, Need
 from ramet.audit.nodes import NodeFiles
@@ -193,7 +194,9 @@ class _Check:
         for slot in range(SLOTS_OF_SUPERBLOCK):
             page = content[slot * BLOCK_BYTES :][:BLOCK_BYTES]
             try:
-                found.append((slot, decode_commit(page, descriptor.seed), page))
+                commit = decode_commit(page, descriptor.seed)
+                hold_commit(commit)
+                found.append((slot, commit, page))
             except MalformedError as error:
                 place = Place("superblock", slot * BLOCK_BYTES)
                 self._report.add("superblock", f"slot {slot} of the superblock: {error}", place)
@@ -218,6 +221,8 @@ class _Check:
             text = f"commit {newer.number} is in slot {slot}"
         elif newer.epoch < older.epoch or newer.cut_sequence < older.cut_sequence:
             text = "the newer one has the lower epoch or cut"
+        elif newer.lock_clock_ns < older.lock_clock_ns:
+            text = "the newer one has the lower lock clock"
         if text:
             place = Place("superblock", slot * BLOCK_BYTES)
             self._report.add("superblock", f"the superblock's slots: {text}", place)
@@ -359,7 +364,8 @@ class _Checkpoints:
         return table
 
     def _load(self, commit: Commit) -> tuple[Objects, Lineage]:
-        objects, lineage = Objects(self._report), Lineage(self._report, commit.epoch)
+        objects = Objects(self._report, commit.has_lock_secret)
+        lineage = Lineage(self._report, commit.epoch)
         if OBJECTS in commit.roots:
             for key, value in self._trees[OBJECTS].walk(commit.roots[OBJECTS]):
                 self._take_object(objects, key, value, commit.epoch)

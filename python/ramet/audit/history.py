@@ -12,7 +12,7 @@ from ramet.audit.checksums import U64Array
 from ramet.audit.files import PoolFile, PoolFiles
 from ramet.audit.footer import load_journal
 from ramet.audit.log import Log, Segment
-from ramet.audit.objects import EPOCH_SHIFT, VOLUME, Object, decode_record
+from ramet.audit.objects import EPOCH_SHIFT, VOLUME, Lock, Object, decode_record
 from ramet.audit.replay import Objects
 from ramet.audit.report import Place
 from ramet.audit.structures import (
@@ -65,7 +65,7 @@ class History:
     def __init__(self, files: PoolFiles, log: Log, seed: int, commit: Commit) -> None:
         self._files, self._report = files, files.report
         self._log, self._seed, self._commit = log, seed, commit
-        self.objects = Objects(files.report)
+        self.objects = Objects(files.report, commit.has_lock_secret)
         self.whole = True
         """Whether every batch so far could be replayed."""
 
@@ -87,6 +87,10 @@ class History:
     def hold(self, objects: dict[int, Object]) -> None:
         """Hold what the log made, where all of it was replayed, against what the tree says."""
         made = self.objects.by_id
+        if self.objects.lock_clock_ns > self._commit.lock_clock_ns:
+            text = f"a record says that the lock clock was {self.objects.lock_clock_ns} ns"
+            text += f", and a commit after it {self._commit.lock_clock_ns} ns"
+            self._report.add("record", text, Place("superblock"))
         for object_id in sorted(made.keys() | objects.keys()) if self.whole else ():
             ours, theirs = made.get(object_id), objects.get(object_id)
             if ours is None or theirs is None:
@@ -158,5 +162,5 @@ class History:
         return found.blocks_count if found is not None and found.kind == VOLUME else 0
 
 
-def _said(it: Object) -> tuple[bytes, str, int, int, int]:
-    return it.uuid, it.name, it.kind, it.size_bytes, it.place
+def _said(it: Object) -> tuple[bytes, str, int, int, int, Lock | None]:
+    return it.uuid, it.name, it.kind, it.size_bytes, it.place, it.lock

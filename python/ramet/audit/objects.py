@@ -19,6 +19,7 @@ VOLUME, SNAPSHOT = 1, 2
 STATE_LIVE, STATE_RECEIVING = 1, 2
 EPOCH_SHIFT = 28  # Of an object's id: its epoch lies above the ordinal.
 LIVING, DYING, GONE = 1, 2, 3  # Of places.
+GOVERNANCE, COMPLIANCE = 1, 2  # Modes of locks.
 MAP_HEIGHT_MAX = 9  # 2^64 blocks.
 _RECORD = struct.Struct("<4sHHII")
 _FIELD = struct.Struct("<HHI")
@@ -45,6 +46,9 @@ class Tag(IntEnum):
     LOCK_UNTIL = 15
     DELETE_AFTER = 16
     ATTRIBUTES = 17
+    LOCK_FIRM = 18
+    LOCK_CLOCK = 19
+    LOCK_DAY = 20
     SOURCE = 32
     INSTANT = 33
     MAP = 40
@@ -64,8 +68,11 @@ class Verb(IntEnum):
     RESIZE = 8
     ATTRIBUTES = 9
     ADMIT = 10
+    LOCK = 11
+    UNLOCK = 12
 
 
+_LOCK_TAGS = (Tag.LOCK_MODE, Tag.LOCK_UNTIL, Tag.LOCK_FIRM, Tag.LOCK_CLOCK, Tag.LOCK_DAY)
 _LENGTHS = {
     Tag.UUID: 16,
     Tag.BATCH: 16,
@@ -78,6 +85,18 @@ _LENGTHS = {
 _BYTES = {Tag.NAME, Tag.ATTRIBUTES}
 
 Fields = dict[int, bytes]
+
+
+class Lock(NamedTuple):
+    """A lock, over or not."""
+
+    mode: int
+    until_ns: int
+    firm_ns: int
+    """Up to here it can be taken back."""
+    clock_ns: int
+    """When it was set."""
+    day_ns: int
 
 
 @dataclass(slots=True)
@@ -93,6 +112,7 @@ class Object:
     place: int
     map: bytes
     """The reference to its root and the height; empty: it maps nothing."""
+    lock: Lock | None = None
 
     @property
     def blocks_count(self) -> int:
@@ -152,6 +172,23 @@ def number(fields: Fields, tag: Tag) -> int:
     return int.from_bytes(fields.get(tag, b""), "little")
 
 
+def decode_lock(fields: Fields) -> Lock | None:
+    """Give the lock of an object or of a record's item; None: it has none.
+
+    Raises: MalformedError where it cannot be one.
+    """
+    if not any(tag in fields for tag in _LOCK_TAGS):
+        return None
+    lock = Lock(*(number(fields, tag) for tag in _LOCK_TAGS))
+    if lock.mode not in (GOVERNANCE, COMPLIANCE) or lock.until_ns <= lock.clock_ns:
+        raise MalformedError(
+            f"a lock of mode {lock.mode} from {lock.clock_ns} to {lock.until_ns} ns"
+        )
+    if lock.mode == COMPLIANCE and lock.day_ns:
+        raise MalformedError("a compliance lock with a time of day")
+    return lock
+
+
 def decode_record(content: bytes) -> tuple[int, list[Fields]]:
     """Give a record's verb and items.
 
@@ -199,6 +236,9 @@ def decode_object(fields: Fields) -> Object:
         raise MalformedError("an object without UUID or size")
     if len(fields.get(Tag.ATTRIBUTES, b"")) > ATTRIBUTES_BYTES_MAX:
         raise MalformedError("an object's attributes are too long")
+    lock = decode_lock(fields)
+    if lock and kind != SNAPSHOT:
+        raise MalformedError("a volume with a lock")
     root = fields.get(Tag.MAP, b"")
     if root and root[-1] > MAP_HEIGHT_MAX:
         raise MalformedError(f"a map of height {root[-1]}")
@@ -210,6 +250,7 @@ def decode_object(fields: Fields) -> Object:
         number(fields, Tag.SIZE),
         number(fields, Tag.PLACE),
         root,
+        lock,
     )
 
 

@@ -8,6 +8,7 @@ goes.
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ramet.audit.locks import hold_end, hold_set
 from ramet.audit.objects import (
     SNAPSHOT,
     VOLUME,
@@ -15,6 +16,7 @@ from ramet.audit.objects import (
     Object,
     Tag,
     Verb,
+    decode_lock,
     decode_name,
     decode_object,
     decode_record,
@@ -42,8 +44,10 @@ class Hit(NamedTuple):
 class Objects:
     """All objects at one point of the log, and what each of them needs."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, has_lock_secret: bool = False) -> None:
+        self._report, self._has_lock_secret = report, has_lock_secret
+        self.lock_clock_ns = 0
+        """The latest that a record tells of."""
         self.by_id: dict[int, Object] = {}
         self.hits: dict[int, list[Hit]] = {}
         self.last_id = 0
@@ -137,6 +141,7 @@ class Objects:
     def _delete(self, items: list[Fields]) -> None:
         for fields in items:
             gone = self.get(number(fields, Tag.ID))
+            self._end_lock(gone, fields, "deleted")
             del self.by_id[gone.id]
             self._ids_by_name.pop(gone.name, None)
             self._uuids.discard(gone.uuid)
@@ -165,6 +170,25 @@ class Objects:
     def _attributes(self, items: list[Fields]) -> None:
         for fields in items:
             self.get(number(fields, Tag.ID))
+
+    def _lock(self, items: list[Fields]) -> None:
+        for fields in items:
+            locked, lock = self.get(number(fields, Tag.ID), SNAPSHOT), decode_lock(fields)
+            if lock is None:
+                raise MalformedError(f"'{locked.name}' is locked for no time")
+            self.lock_clock_ns = max(self.lock_clock_ns, lock.clock_ns)
+            hold_set(locked.name, locked.lock, lock)
+            locked.lock = lock
+
+    def _unlock(self, items: list[Fields]) -> None:
+        for fields in items:
+            self._end_lock(self.get(number(fields, Tag.ID), SNAPSHOT), fields, "released")
+
+    def _end_lock(self, locked: Object, fields: Fields, what: str) -> None:
+        clock_ns = number(fields, Tag.LOCK_CLOCK)
+        self.lock_clock_ns = max(self.lock_clock_ns, clock_ns)
+        hold_end(locked.name, locked.lock, clock_ns, self._has_lock_secret, what)
+        locked.lock = None
 
     def take_ids(self, items: list[Fields]) -> None:
         """Hold the ids that a record makes against those that were made before it.
@@ -203,6 +227,8 @@ class Objects:
             Verb.RESIZE: self._resize,
             Verb.ATTRIBUTES: self._attributes,
             Verb.ADMIT: self._admit,
+            Verb.LOCK: self._lock,
+            Verb.UNLOCK: self._unlock,
         }
         verbs[verb](items)
 

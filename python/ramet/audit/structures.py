@@ -31,7 +31,7 @@ UNITS_MAX = 1 << 16
 
 # What follows the checksum at 16, from 20 on.
 _DESCRIPTOR = struct.Struct("<I16sQQQ3Q")
-_COMMIT = struct.Struct("<IQQ16s16s5Q16sQ32s")
+_COMMIT = struct.Struct("<IQQ16s16s5QQQQ32s16sQQQ")
 _SEGMENT = struct.Struct("<IQ16s16s5QIIQQQ")
 _NODE_FILE = struct.Struct("<IQ16s16sQQIIQQQ")
 TRAILER = struct.Struct("<I8Q")
@@ -86,6 +86,13 @@ class Commit(NamedTuple):
     cut_sequence: int
     durable: int
     table_file: int
+    lock_clock_ns: int
+    boot: bytes
+    """The machine's start when it was written; zeros: not known."""
+    cooling_off_seconds: int
+    has_lock_secret: bool
+    confirmed_clock_ns: int
+    confirmed_day_ns: int
     roots: dict[int, Reference]
 
 
@@ -185,9 +192,7 @@ def decode_commit(page: bytes, seed: int) -> Commit:
     if roots_count > ROOTS_MAX:
         raise MalformedError(f"it says that it has {roots_count} roots")
     number, before, log, incarnation, epoch, position, sequence, durable, table = fields[:9]
-    clock_and_seconds, _, secret_hash = fields[9:]
-    if any(clock_and_seconds) or any(secret_hash):
-        raise MalformedError("it has the clock or the secret of locks, which are not known here")
+    clock, cooling_off, _, secret_hash, boot, _, confirmed_clock, confirmed_day = fields[9:]
     roots: dict[int, Reference] = {}
     for index in range(roots_count):
         at = ROOTS_AT + index * ROOT_BYTES
@@ -197,10 +202,25 @@ def decode_commit(page: bytes, seed: int) -> Commit:
         roots[kind] = decode_reference(page, at + 8)
         _expect_zeros(page, at + 2, at + 8)
         _expect_zeros(page, at + 48, at + ROOT_BYTES)
-    _expect_zeros(page, 168, ROOTS_AT)
+    _expect_zeros(page, 208, ROOTS_AT)
     _expect_zeros(page, ROOTS_AT + roots_count * ROOT_BYTES, BLOCK_BYTES)
     return Commit(
-        number, before, log, incarnation, epoch, position, sequence, durable, table, roots
+        number,
+        before,
+        log,
+        incarnation,
+        epoch,
+        position,
+        sequence,
+        durable,
+        table,
+        clock,
+        boot,
+        cooling_off,
+        any(secret_hash),
+        confirmed_clock,
+        confirmed_day,
+        roots,
     )
 
 

@@ -34,6 +34,8 @@ pub struct Thing {
     pub is_volume: bool,
     pub size_bytes: u64,
     pub blocks: BTreeMap<u64, Block>,
+    /// Of a snapshot: days that its lock runs on. The clock stands still here.
+    pub locked_days: u64,
     /// All blocks in one number.
     mark: u64,
 }
@@ -98,7 +100,7 @@ impl Pool {
         let one = |(name, thing): (&String, &Arc<Thing>)| {
             let name = name.bytes().fold(0, |mark, byte| mix(mark + u64::from(byte)));
             let kind = u64::from(thing.is_volume);
-            [name, kind, thing.size_bytes, thing.mark]
+            [name, kind, thing.size_bytes, thing.locked_days, thing.mark]
                 .iter()
                 .fold(0, |mark: u64, next| mix(mark.wrapping_add(*next).wrapping_add(1)))
         };
@@ -156,6 +158,10 @@ impl Pool {
                 (Some(own), Some(other)) => {
                     if (own.is_volume, own.size_bytes) != (other.is_volume, other.size_bytes) {
                         told.push(format!("{name}: another kind or size"));
+                    }
+                    if own.locked_days != other.locked_days {
+                        let days = (own.locked_days, other.locked_days);
+                        told.push(format!("{name}: locked for {days:?} days"));
                     }
                     let indexes: std::collections::BTreeSet<&u64> =
                         own.blocks.keys().chain(other.blocks.keys()).collect();

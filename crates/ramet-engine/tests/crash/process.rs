@@ -1,7 +1,7 @@
 //! A process that may be killed at any operation of its store. The store goes on: what was written
 //! is still read, synced or not, until the power goes.
 
-use ramet_store::{FaultStore, File, Lock, LockMode, Result, Store, StoreError};
+use ramet_store::{FaultStore, File, Lock, LockMode, Moment, Result, Store, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,6 +112,10 @@ impl Store for Process {
     fn space_bytes(&self) -> Result<(u64, u64)> {
         self.life.look()?;
         self.store.space_bytes()
+    }
+
+    fn moment(&self) -> Moment {
+        self.store.moment()
     }
 }
 

@@ -8,7 +8,9 @@ use super::Random;
 use super::model::{Atom, BLOCK_BYTES, Block, HIDDEN, Pool, SECTOR_BYTES, Thing, is_hidden};
 use super::process::{Life, Process};
 use super::script::{EMPTY, Script, Step, create, write};
-use ramet_engine::{BlockDevice, Engine, EngineError, Incoming, Kind, ObjectKind, Settings, Stats};
+use ramet_engine::{
+    BlockDevice, Engine, EngineError, Incoming, Kind, LockMode, ObjectKind, Settings, Stats,
+};
 use ramet_store::{FaultStore, Kept};
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
@@ -22,6 +24,10 @@ type Result<T> = std::result::Result<T, EngineError>;
 const WALKS_MAX: usize = 10_000;
 /// Blocks of a volume of which every other one is written: leaves of 512 places each.
 const WIDE_BLOCKS: u64 = 40 * 256;
+
+/// The hash of the secret that releases locks.
+pub const SECRET: [u8; 32] = [7; 32];
+const DAY_SECONDS: u64 = 24 * 3600;
 
 /// What the pool may hold.
 #[derive(Clone)]
@@ -189,6 +195,7 @@ impl Run {
             context: format!("script {seed}"),
         };
         run.reopen().expect("opened");
+        run.engine().set_lock_secret(SECRET, None).expect("set");
         run.step(&Step::Create { name: EMPTY.into(), sectors: 1 }).expect("created");
         run
     }
@@ -305,6 +312,7 @@ impl Run {
             }
             Step::Rename { name, new } => engine.rename(name, new).map(drop),
             Step::Delete { names } => engine.delete(names).map(drop),
+            Step::Lock { .. } | Step::Unlock { .. } => perform_locking(&engine, step),
             Step::Receive { .. } | Step::Admit { .. } | Step::Abandon { .. } => {
                 perform_receiving(&engine, step)
             }
@@ -402,6 +410,17 @@ impl Run {
     }
 }
 
+fn perform_locking(engine: &Arc<Engine>, step: &Step) -> Result<()> {
+    match step {
+        Step::Lock { names, days } => {
+            let time = Duration::from_secs(days * DAY_SECONDS);
+            engine.lock(names, time, LockMode::Governance).map(drop)
+        }
+        Step::Unlock { names } => engine.unlock(names, Some(SECRET)).map(drop),
+        _ => unreachable!("the others are done by `perform`"),
+    }
+}
+
 fn perform_receiving(engine: &Arc<Engine>, step: &Step) -> Result<()> {
     match step {
         Step::Receive { name, base, sectors, .. } => {
@@ -459,6 +478,8 @@ pub fn look(engine: &Arc<Engine>) -> Result<Pool> {
         }
         let is_volume = info.kind == ObjectKind::Volume;
         let mut thing = Thing::new(is_volume, info.size_bytes);
+        let remaining_ns = info.lock.map_or(0, |lock| lock.remaining_ns);
+        thing.locked_days = Duration::from_nanos(remaining_ns).as_secs() / DAY_SECONDS;
         let device = device(engine, &info.name)?;
         let ranges = match is_hidden(&info.name) {
             true => mapped(&*device)?,

@@ -81,6 +81,15 @@ pub enum Step {
     Delete {
         names: Vec<String>,
     },
+    /// Lock snapshots, or make their locks longer.
+    Lock {
+        names: Vec<String>,
+        days: u64,
+    },
+    /// Release locks with the secret.
+    Unlock {
+        names: Vec<String>,
+    },
     Checkpoint,
     /// Give back what is dead, all of it or what pays.
     Reclaim {
@@ -123,6 +132,7 @@ impl Step {
             Step::Clone { source, names, sectors } => {
                 let mut clone = Thing::clone(pool.thing(source));
                 (clone.is_volume, clone.size_bytes) = (true, sectors * SECTOR_BYTES);
+                clone.locked_days = 0;
                 for name in names {
                     after.things.insert(name.clone(), Arc::new(clone.clone()));
                 }
@@ -130,7 +140,7 @@ impl Step {
             Step::Revert { name, snapshot: source, keep, take_size } => {
                 keep.iter().for_each(|keep| snapshot(&mut after, name, keep));
                 let mut content = Thing::clone(pool.thing(source));
-                content.is_volume = true;
+                (content.is_volume, content.locked_days) = (true, 0);
                 if !take_size {
                     content.size_bytes = pool.thing(name).size_bytes;
                 }
@@ -144,6 +154,12 @@ impl Step {
             Step::Delete { names } => names.iter().for_each(|name| {
                 after.things.remove(name);
             }),
+            Step::Lock { names, days } => {
+                names.iter().for_each(|name| after.thing_mut(name).locked_days = *days);
+            }
+            Step::Unlock { names } => {
+                names.iter().for_each(|name| after.thing_mut(name).locked_days = 0);
+            }
             Step::Receive { name, base, sectors, stamp } => {
                 return receive_atoms(after, name, base.as_deref(), *sectors, *stamp);
             }
@@ -161,6 +177,8 @@ impl Step {
     pub fn promises(&self) -> bool {
         match self {
             Step::Write { fua, .. } => *fua,
+            // Where nothing is locked nothing is written.
+            Step::Unlock { .. } => false,
             // A range that is empty already is not written to the log.
             Step::Clear { .. } | Step::Idle { .. } | Step::Kill => false,
             Step::Checkpoint | Step::Reclaim { .. } => false,
@@ -173,6 +191,7 @@ impl Step {
             | Step::Resize { .. }
             | Step::Rename { .. }
             | Step::Delete { .. }
+            | Step::Lock { .. }
             | Step::Receive { .. }
             | Step::Admit { .. }
             | Step::Abandon { .. }
@@ -193,6 +212,7 @@ fn receive_atoms(
     let mut thing = base.map_or_else(Thing::default, |base| Thing::clone(after.thing(base)));
     let base_bytes = thing.size_bytes;
     (thing.is_volume, thing.size_bytes) = (true, size_bytes.max(base_bytes));
+    thing.locked_days = 0;
     after.things.insert(name.to_string(), Arc::new(thing));
     let mut atoms = vec![Atom::Command(after.clone())];
     if size_bytes < base_bytes {
@@ -293,7 +313,8 @@ impl Script {
             }
             76..=77 => Step::Rename { name: volume, new: self.name() },
             78..=81 => self.delete(pool),
-            82..=84 => Step::Checkpoint,
+            82..=83 => Step::Checkpoint,
+            84 | 87 if !snapshots.is_empty() => self.lock(pool, snapshots),
             85..=86 => Step::Reclaim { all: self.random.below(2) == 0 },
             87..=93 => Step::Idle { times: 1 + self.random.below(4) },
             94..=96 => Step::Close,
@@ -396,8 +417,20 @@ impl Script {
         Step::Revert { name, snapshot, keep, take_size: smaller || self.random.below(3) == 0 }
     }
 
+    fn lock(&mut self, pool: &Pool, mut names: Vec<String>) -> Step {
+        let first = self.random.small(names.len());
+        names.rotate_left(first);
+        names.truncate(1 + self.random.small(3));
+        if self.random.below(2) == 0 {
+            return Step::Unlock { names };
+        }
+        let longest = names.iter().map(|name| pool.thing(name).locked_days).max();
+        Step::Lock { days: longest.unwrap_or(0) + self.random.below(3) + 1, names }
+    }
+
     fn delete(&mut self, pool: &Pool) -> Step {
-        let mut all: Vec<String> = pool.visible().filter(|name| *name != EMPTY).cloned().collect();
+        let is_free = |name: &&String| *name != EMPTY && pool.thing(name).locked_days == 0;
+        let mut all: Vec<String> = pool.visible().filter(is_free).cloned().collect();
         let mut names = Vec::new();
         for _ in 0..1 + self.random.below(3) {
             if !all.is_empty() {

@@ -38,6 +38,30 @@ pub struct Root {
     pub node: NodeReference,
 }
 
+/// The lock clock as it was when a commit was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockReading {
+    /// Nanoseconds of the clock.
+    pub ns: u64,
+    /// The machine's start then; zeros: not known.
+    pub boot: [u8; 16],
+    /// Nanoseconds that the machine had run since.
+    pub running_ns: u64,
+}
+
+/// What holds for all locks of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LockTerms {
+    /// Seconds a lock can be taken back after it was set.
+    pub cooling_off_seconds: u64,
+    /// Hash of the secret that governance locks ask for; zeros while none is set.
+    pub secret_hash: [u8; 32],
+    /// When the secret last confirmed the time of day: the lock clock then,
+    pub confirmed_clock_ns: u64,
+    /// and that time of day, in nanoseconds since 1970; zero: never.
+    pub confirmed_day_ns: u64,
+}
+
 /// One slot of the superblock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Commit {
@@ -57,14 +81,12 @@ pub struct Commit {
     pub durable: Sequence,
     /// The newest table file; zero while there is none.
     pub table_file: u64,
-    /// Nanoseconds of the clock that locks run by.
-    pub lock_clock_ns: u64,
-    /// Seconds a lock can be taken back after it was set.
-    pub cooling_off_seconds: u64,
+    /// The clock that locks run by.
+    pub lock_clock: ClockReading,
     /// Bytes the pool may take; zero: no limit.
     pub limit_bytes: u64,
-    /// Hash of the secret that governance locks ask for; zeros while none is set.
-    pub lock_secret_hash: [u8; 32],
+    /// What holds for locks.
+    pub lock_terms: LockTerms,
     /// The pool's trees.
     pub roots: Vec<Root>,
 }
@@ -90,10 +112,14 @@ impl Commit {
         out.u64(self.cut.sequence.0);
         out.u64(self.durable.0);
         out.u64(self.table_file);
-        out.u64(self.lock_clock_ns);
-        out.u64(self.cooling_off_seconds);
+        out.u64(self.lock_clock.ns);
+        out.u64(self.lock_terms.cooling_off_seconds);
         out.u64(self.limit_bytes);
-        out.put(&self.lock_secret_hash);
+        out.put(&self.lock_terms.secret_hash);
+        out.put(&self.lock_clock.boot);
+        out.u64(self.lock_clock.running_ns);
+        out.u64(self.lock_terms.confirmed_clock_ns);
+        out.u64(self.lock_terms.confirmed_day_ns);
         let mut out = Writer::new(&mut page, ROOTS_AT);
         for root in &self.roots {
             out.u16(root.kind);
@@ -125,7 +151,7 @@ impl Commit {
         if stored != page_crc(page, CHECKSUM_AT, seed, 0) || roots_count > ROOTS_MAX {
             return None;
         }
-        Some(Commit {
+        let mut commit = Commit {
             number: from.u64()?,
             number_before: from.u64()?,
             log: from.array()?,
@@ -134,12 +160,16 @@ impl Commit {
             cut: LogEnd { position: Position(from.u64()?), sequence: Sequence(from.u64()?) },
             durable: Sequence(from.u64()?),
             table_file: from.u64()?,
-            lock_clock_ns: from.u64()?,
-            cooling_off_seconds: from.u64()?,
-            limit_bytes: from.u64()?,
-            lock_secret_hash: from.array()?,
             roots: Self::roots(page, roots_count)?,
-        })
+            ..Commit::default()
+        };
+        let (clock, terms) = (&mut commit.lock_clock, &mut commit.lock_terms);
+        (clock.ns, terms.cooling_off_seconds) = (from.u64()?, from.u64()?);
+        commit.limit_bytes = from.u64()?;
+        (terms.secret_hash, clock.boot) = (from.array()?, from.array()?);
+        clock.running_ns = from.u64()?;
+        (terms.confirmed_clock_ns, terms.confirmed_day_ns) = (from.u64()?, from.u64()?);
+        Some(commit)
     }
 
     fn roots(page: &[u8], count: usize) -> Option<Vec<Root>> {
@@ -181,6 +211,13 @@ mod tests {
             number: 9,
             epoch: 3,
             limit_bytes: 7,
+            lock_clock: ClockReading { ns: 12, boot: [13; 16], running_ns: 14 },
+            lock_terms: LockTerms {
+                cooling_off_seconds: 15,
+                secret_hash: [16; 32],
+                confirmed_clock_ns: 17,
+                confirmed_day_ns: 18,
+            },
             roots: vec![Root { kind: 2, node }],
             ..Commit::default()
         };
