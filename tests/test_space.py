@@ -168,7 +168,11 @@ def test_the_command_says_what_a_delete_frees_and_gives_it_back(pool_path: Path)
     for held in (False, True):
         with serving(pool_path) if held else nullcontext():
             told = run_ramet("-p", pool_path, "--json", "delete", "a", "--dry-run")
-            assert json.loads(told.stdout) == {"freed_bytes": 64 * BLOCK_BYTES, "names": ["a"]}
+            assert json.loads(told.stdout) == {
+                "freed_bytes": 64 * BLOCK_BYTES,
+                "names": ["a"],
+                "locked": [],
+            }
             told = run_ramet("-p", pool_path, "delete", "a", "--dry-run")
             assert told.stdout == "256 KiB would come back; nothing was deleted\n"
     with serving(pool_path):

@@ -21,6 +21,7 @@ __all__ = [
     "Scrub",
     "StreamHash",
     "accept_loss",
+    "pool_uuid",
     "version",
 ]
 
@@ -56,6 +57,9 @@ class Object:
     @property
     def attributes(self) -> bytes:
         """JSON that the layer above owns; empty: none."""
+    @property
+    def lock(self) -> tuple[str, int, int] | None:
+        """The lock that runs: mode, nanoseconds that it runs on, and can be taken back."""
     @property
     def attached_count(self) -> int: ...
 
@@ -276,6 +280,16 @@ class Pool:
     def rename(self, name: str, new_name: str) -> Object: ...
     def delete(self, names: builtins.list[str]) -> builtins.list[Object]:
         """All in one commit. BusyError where one is attached. Result: the objects as they were."""
+    def lock(self, names: builtins.list[str], time_ns: int, mode: str) -> builtins.list[Object]: ...
+    def unlock(
+        self, names: builtins.list[str], secret: bytes | None = None
+    ) -> builtins.list[Object]:
+        """`secret`, here and below: 32 bytes, the hash of the lock secret."""
+    def lock_clock(self) -> dict[str, int | bool]: ...
+    def confirm_lock_clock(self, secret: bytes) -> int:
+        """Give by how many nanoseconds governance locks end earlier at most."""
+    def set_lock_secret(self, secret: bytes, old: bytes | None = None) -> None: ...
+    def set_cooling_off(self, seconds: int, secret: bytes | None = None) -> None: ...
     def flush(self) -> None: ...
     def open_device(self, name: str) -> Device:
         """By name or UUID, for use in this process; does not count as attached."""
@@ -313,10 +327,13 @@ class Pool:
     def serve_nbd(self, listening: _NbdListening) -> NbdServer:
         """Serve all objects by name, at all addresses or not at all."""
 
-def accept_loss(path: str) -> dict[str, Any] | None:
+def accept_loss(path: str, secret: bytes | None = None) -> dict[str, Any] | None:
     """Open a pool whose log is damaged at the last batch that can be followed, and close it.
 
     Result: what was lost, the fields of `LossReport`; None where nothing is damaged.
     """
+
+def pool_uuid(path: str) -> str:
+    """Of a pool that need not be well."""
 
 def version() -> str: ...

@@ -20,7 +20,16 @@ from urllib.parse import quote
 from ramet.config import ADDRESS_NAME, API_SOCKET_NAME, NBD_SOCKET_NAME
 from ramet.errors import UnavailableError, from_json
 from ramet.frames import Piece, decode_frames
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Sharing, Verified
+from ramet.records import (
+    Diff,
+    LockClock,
+    ObjectRecord,
+    ObjectSpace,
+    Reclaimed,
+    Scrubbed,
+    Sharing,
+    Verified,
+)
 from ramet.tags import Selector, Tags
 from ramet.verbs import Made, Stats
 
@@ -140,6 +149,33 @@ class Client:
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """See `Verbs`."""
         return self._made("/v0/deletes", {"names": names, "force": force})
+
+    def lock(self, names: list[str], duration: str | float, mode: str) -> list[ObjectRecord]:
+        """See `Verbs`."""
+        body = {"names": names, "duration": duration, "mode": mode}
+        return [ObjectRecord.from_json(item) for item in self._ask("POST", "/v0/locks", body)]
+
+    def unlock(self, names: list[str], secret: str | None) -> list[ObjectRecord]:
+        """See `Verbs`."""
+        body = {"names": names, "secret": secret}
+        return [ObjectRecord.from_json(item) for item in self._ask("POST", "/v0/unlocks", body)]
+
+    def lock_clock(self) -> LockClock:
+        """See `Verbs`."""
+        return LockClock(**self._ask("GET", "/v0/lock_clock"))
+
+    def confirm_lock_clock(self, secret: str) -> float:
+        """See `Verbs`."""
+        answer = self._ask("POST", "/v0/lock_confirms", {"secret": secret})
+        return float(answer["earlier_seconds"])
+
+    def set_lock_secret(self, secret: str, old: str | None) -> None:
+        """See `Verbs`."""
+        self._ask("POST", "/v0/lock_secrets", {"secret": secret, "old": old})
+
+    def set_cooling_off(self, duration: str | float, secret: str | None) -> None:
+        """See `Verbs`."""
+        self._ask("POST", "/v0/cooling_offs", {"duration": duration, "secret": secret})
 
     def frees(self, names: list[str]) -> int:
         """See `Verbs`."""

@@ -37,13 +37,15 @@ class ObjectRecord(NamedTuple):
     tags: Mapping[str, str] = NO_TAGS
     root: str | None = None
     """Of a snapshot: the root hash, once it was computed."""
+    lock: "Lock | None" = None
+    """Of a snapshot: the lock that runs."""
 
     @property
     def created(self) -> str:
         """The moment of creation: ISO 8601, UTC, milliseconds."""
         return format_time(self.created_ns)
 
-    def to_json(self) -> dict[str, str | int | dict[str, str] | None]:
+    def to_json(self) -> dict[str, Any]:
         """Give the record as a dictionary that `json.dumps` takes; `from_json` reads it back."""
         return {
             "uuid": self.uuid,
@@ -59,6 +61,7 @@ class ObjectRecord(NamedTuple):
             "attached_count": self.attached_count,
             "tags": dict(self.tags),
             "root": self.root,
+            "lock": self.lock.to_json() if self.lock else None,
         }
 
     @classmethod
@@ -77,6 +80,73 @@ class ObjectRecord(NamedTuple):
             attached_count=value["attached_count"],
             tags=value.get("tags", NO_TAGS),
             root=value.get("root"),
+            lock=Lock.from_json(value["lock"]) if value.get("lock") else None,
+        )
+
+
+class Lock(NamedTuple):
+    """A lock of a snapshot, while it runs."""
+
+    mode: str
+    """`governance` or `compliance`; `unknown`: of a later version."""
+    remaining_seconds: float
+    """It runs on for at least so long."""
+    until_ns: int
+    """When it ends if its clock does not stop until then: nanoseconds since 1970, UTC."""
+    cooling_off_seconds: float
+    """For so long it can be taken back without a secret."""
+
+    @property
+    def until(self) -> str:
+        """When it ends at the earliest: ISO 8601, UTC, milliseconds."""
+        return format_time(self.until_ns)
+
+    def to_json(self) -> dict[str, str | int | float]:
+        """Give it as a dictionary that `json.dumps` takes; `from_json` reads it back."""
+        return {**self._asdict(), "until": self.until}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Lock":
+        """Read what `to_json` gave; keys that are not known here are ignored."""
+        return cls(*(value[name] for name in cls._fields))
+
+
+class LockClock(NamedTuple):
+    """The clock that locks run by, and what holds for them."""
+
+    clock_seconds: float
+    """What has passed since the pool was made, as far as the clock knows."""
+    day_ns: int
+    """The time of day: what would be confirmed now, in nanoseconds since 1970."""
+    confirmed_day_ns: int
+    """The time of day that was confirmed last; 0: none was."""
+    behind_seconds: float
+    """By how much governance locks would end earlier at most if it were confirmed now."""
+    locked_count: int
+    """Locks that run."""
+    has_secret: bool
+    """Whether the pool has a lock secret."""
+    cooling_off_seconds: int
+    """For so long a lock that is set now can be taken back."""
+    wrong_secrets_count: int
+    """Wrong secrets that were given since the pool was opened."""
+
+    def to_json(self) -> dict[str, int | float | bool]:
+        """Give it as a dictionary that `json.dumps` takes."""
+        return self._asdict()
+
+    @classmethod
+    def from_core(cls, told: Mapping[str, Any]) -> "LockClock":
+        """Read what the core tells."""
+        return cls(
+            told["clock_ns"] / 10**9,
+            told["day_ns"],
+            told["confirmed_day_ns"],
+            told["behind_ns"] / 10**9,
+            told["locked_count"],
+            told["has_secret"],
+            told["cooling_off_seconds"],
+            told["wrong_secrets_count"],
         )
 
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 from ramet.errors import InvalidError
 from ramet.fullness import DEFAULT as DEFAULT_THRESHOLDS
 from ramet.fullness import Thresholds
-from ramet.records import Diff, ObjectRecord, ObjectSpace, Reclaimed, Scrubbed, Sharing, Verified
+from ramet.records import (
+    Diff,
+    LockClock,
+    ObjectRecord,
+    ObjectSpace,
+    Reclaimed,
+    Scrubbed,
+    Sharing,
+    Verified,
+)
 from ramet.tags import Selector, Tags
 
 if TYPE_CHECKING:
@@ -84,6 +93,24 @@ class Verbs(Protocol):
 
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """End objects."""
+
+    def lock(self, names: list[str], duration: str | float, mode: str) -> list[ObjectRecord]:
+        """Lock snapshots, so that nobody deletes them for a time."""
+
+    def unlock(self, names: list[str], secret: str | None) -> list[ObjectRecord]:
+        """Release locks before their time."""
+
+    def lock_clock(self) -> LockClock:
+        """Say what the clock of locks shows, and what holds for locks."""
+
+    def confirm_lock_clock(self, secret: str) -> float:
+        """Confirm that the time of day is right, for governance locks."""
+
+    def set_lock_secret(self, secret: str, old: str | None) -> None:
+        """Set the secret that releases governance locks."""
+
+    def set_cooling_off(self, duration: str | float, secret: str | None) -> None:
+        """Say for how long a lock that is set from now on can be taken back."""
 
     def frees(self, names: list[str]) -> int:
         """Say how many bytes deleting objects would free."""
@@ -211,6 +238,30 @@ class PoolVerbs:
     def delete(self, names: list[str], force: bool) -> list[Made]:
         """See `Verbs`."""
         return [Made(item.name, item.uuid) for item in self.pool.delete(names, force=force)]
+
+    def lock(self, names: list[str], duration: str | float, mode: str) -> list[ObjectRecord]:
+        """See `Verbs`."""
+        return self.pool.lock(names, duration, mode=mode)
+
+    def unlock(self, names: list[str], secret: str | None) -> list[ObjectRecord]:
+        """See `Verbs`."""
+        return self.pool.unlock(names, secret=secret)
+
+    def lock_clock(self) -> LockClock:
+        """See `Verbs`."""
+        return self.pool.lock_clock()
+
+    def confirm_lock_clock(self, secret: str) -> float:
+        """See `Verbs`."""
+        return self.pool.confirm_lock_clock(secret)
+
+    def set_lock_secret(self, secret: str, old: str | None) -> None:
+        """See `Verbs`."""
+        self.pool.set_lock_secret(secret, old=old)
+
+    def set_cooling_off(self, duration: str | float, secret: str | None) -> None:
+        """See `Verbs`."""
+        self.pool.set_cooling_off(duration, secret=secret)
 
     def frees(self, names: list[str]) -> int:
         """See `Verbs`."""

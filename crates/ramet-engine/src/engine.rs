@@ -354,7 +354,10 @@ impl Engine {
     /// `Unavailable` where a write or sync fails.
     pub fn step(&self, now: Instant) -> Result<bool, EngineError> {
         let walking = self.space.step(STEP_BUDGET);
-        if self.log.check_writable().is_ok() {
+        // Closing holds it to its end: no commit comes after the pool was given back.
+        if let Some(_open) = self.checkpoints.try_lock()
+            && self.log.check_writable().is_ok()
+        {
             self.save_lock_clock(false)?;
         }
         Ok(self.log.step(now)? || walking)

@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from ramet.cli.locks import read_secret
 from ramet.cli.output import print_json
 from ramet.config import find_pool_path
 from ramet.errors import CorruptError, InvalidError
@@ -28,7 +29,9 @@ def accept_loss(arguments: Namespace) -> None:
         if error.code not in DAMAGED:
             raise
         _confirm(path, arguments.accept_loss, error)
-        report = accept(path)
+        given = arguments.secret_file
+        secret = None if given is None else read_secret(given, "")
+        report = accept(path, lock_secret=secret)
     if arguments.json:
         print_json(None if report is None else report.to_json())
     elif report is None:

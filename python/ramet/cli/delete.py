@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 
-from ramet.cli.output import print_json, print_names
+from ramet.cli.output import lock_text, print_json, print_names
 from ramet.cli.session import verbs_of
 from ramet.errors import InvalidError
 from ramet.units import format_size
@@ -24,11 +24,16 @@ def delete(arguments: Namespace) -> None:
 
 
 def _say_what_it_frees(arguments: Namespace) -> None:
+    names = set(arguments.names)
     with verbs_of(arguments) as verbs:
         freed_bytes = verbs.frees(arguments.names)
+        locked = [it for it in verbs.objects() if it.lock and not names.isdisjoint(it[:2])]
     if arguments.json:
-        print_json({"freed_bytes": freed_bytes, "names": arguments.names})
+        told = [it.name for it in locked]
+        print_json({"freed_bytes": freed_bytes, "names": arguments.names, "locked": told})
         return
+    for it in locked:
+        print(f"'{it.name}' is locked {lock_text(it.lock)}: it would be refused, and all with it")
     print(f"{format_size(freed_bytes)} would come back; nothing was deleted")
 
 

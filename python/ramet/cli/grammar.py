@@ -7,6 +7,7 @@ when the verb is chosen.
 from collections.abc import Callable
 from typing import Any
 
+from ramet.cli.grammar_locks import add_clock, add_locking
 from ramet.cli.grammar_policies import add_policies
 
 # Adds a verb: where, its name, (module, function), what it does, an example. Result: its parser.
@@ -29,6 +30,8 @@ def add_nouns(nouns: Any, verb: AddVerb) -> None:
     verbs = snapshot.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_taking(verbs, verb)
     _add_showing(verbs, verb, "snapshot", "golden@1")
+    add_locking(verbs, verb)
+    add_clock(nouns, verb)
     _add_objects(nouns, verb)
     add_policies(nouns, verb)
 
@@ -69,6 +72,9 @@ def _add_pool(nouns: Any, verb: AddVerb) -> None:
         const="",
         metavar="POOL",
         help="go back to before the damage of a log; the pool's name, without it you are asked",
+    )
+    it.add_argument(
+        "--secret-file", metavar="FILE", help="has the lock secret, if locked snapshots may be lost"
     )
     _add_space(nouns, verb)
     verb(nouns, "tree", ("tree", "tree"), "show who was taken from whom", "-p /srv/pool tree")

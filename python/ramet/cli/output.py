@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ramet.errors import RametError
-from ramet.records import Damage, ObjectRecord, ObjectSpace, Sharing
-from ramet.units import format_age, format_size
+from ramet.records import Damage, Lock, ObjectRecord, ObjectSpace, Sharing
+from ramet.units import format_age, format_duration, format_size
 
 if TYPE_CHECKING:
     from ramet.audit.report import Finding
@@ -74,6 +74,7 @@ def print_objects(
         print_json([record.to_json() | _own(record, spaces) for record in records])
         return
     head = ["NAME", "SIZE>", "MAPPED>", "AGE>", "ATTACHED>"]
+    with_locks = any(record.lock for record in records)
     rows = []
     for record in records:
         own = [] if spaces is None else _own_texts(spaces.get(record.uuid))
@@ -85,11 +86,12 @@ def print_objects(
                 *own,
                 format_age(record.created_ns, now_ns),
                 str(record.attached_count or ""),
+                *([lock_text(record.lock)] if with_locks else []),
             ]
         )
     if spaces is not None:
         head[3:3] = ["EXCLUSIVE>", "SHARED>"]
-    print_table(head, rows)
+    print_table(head + (["LOCKED"] if with_locks else []), rows)
 
 
 def _own(
@@ -138,7 +140,7 @@ def print_object(
         "parent": record.parent or "-",
         "source": record.source or "-",
         "tags": " ".join(f"{key}={value}" for key, value in record.tags.items()) or "-",
-        **({"root": record.root or "-"} if record.kind == "snapshot" else {}),
+        **(_snapshot_lines(record) if record.kind == "snapshot" else {}),
         "attached": str(record.attached_count),
         "nbd": uri,
     }
@@ -146,6 +148,21 @@ def print_object(
         print(f"{title + ':':11}{text}")
     if sharing is not None:
         _print_sharing(sharing)
+
+
+def _snapshot_lines(record: ObjectRecord) -> dict[str, str]:
+    return {"root": record.root or "-", "locked": lock_text(record.lock) or "-"}
+
+
+def lock_text(lock: Lock | None) -> str:
+    """Say how long a lock runs on; its clock may stop meanwhile, so it may be longer.
+
+    Example: lock_text(None)
+    """
+    if lock is None:
+        return ""
+    left = format_duration(lock.remaining_seconds)
+    return f"until {lock.until[:19]}Z or later, for {left} ({lock.mode})"
 
 
 def _print_sharing(sharing: Sharing) -> None:

@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from ramet import __version__
 from ramet.errors import InvalidError, RametError
 from ramet.http import policies
+from ramet.http.locks import add_locks
 from ramet.http.streams import Abandon, Send, abandon_part, list_parts, receive_body, send_frames
 from ramet.records import Scrubbed
 from ramet.service import Service
@@ -239,6 +240,8 @@ def build(service: Service) -> FastAPI:
         app.add_api_route(path, handler, methods=["GET"], name=name)
 
     _add_verbs(post, verbs)
+    add_locks(post, verbs)
+    get("/v0/lock_clock", "lock_clock", lambda _: verbs.lock_clock().to_json())
     get("/v0/objects", "objects", lambda _: [item.to_json() for item in verbs.objects()])
     get("/v0/object", "object", lambda it: verbs.find_object(asked(it, "name")).to_json())
     get(

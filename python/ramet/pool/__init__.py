@@ -22,7 +22,7 @@ from ramet.names import (
     expand_volume_names,
 )
 from ramet.pool.base import as_list, describe, now_text
-from ramet.pool.roots import PoolRoots
+from ramet.pool.locks import PoolLocks, hash_secret
 from ramet.pool.server import NbdServer
 from ramet.records import (
     Diff,
@@ -88,7 +88,9 @@ def open(  # noqa: A001 - `ramet.open` is what people look for.
     return Pool(core)
 
 
-def accept_loss(path: str | os.PathLike[str]) -> LossReport | None:
+def accept_loss(
+    path: str | os.PathLike[str], *, lock_secret: str | None = None
+) -> LossReport | None:
     """Make a pool usable again whose log is damaged or cannot be replayed, so that `open` refuses.
 
     It goes back to the last moment up to which the log can be followed; everything later is lost,
@@ -96,13 +98,19 @@ def accept_loss(path: str | os.PathLike[str]) -> LossReport | None:
     the log after that: then nothing is lost but what damage of the log costs. No byte is removed:
     the rest of the log is set aside in `lost/` in the pool, with a report. The pool is closed
     again, and opens with `open` from then on.
+    Locks of snapshots that are still there are kept; where locked snapshots would be gone it asks
+    for the pool's `lock_secret`, if it has one.
     Durable on return; after a crash before that the pool is refused as before, or opens at the same
     moment. Result: what was lost; None where the log is whole.
-    Raises: what `open` raises; CorruptError where something else than the log is damaged.
+    Raises: what `open` raises; CorruptError where something else than the log is damaged;
+    ReadOnlyError where locked snapshots would be gone.
     Source: docs/internals/format.md, "Accepting a loss".
     Example: ramet.create(directory / "p"); assert ramet.accept_loss(directory / "p") is None
     """
-    told = _core.accept_loss(os.fspath(path))
+    hashed = None
+    if lock_secret is not None:
+        hashed = hash_secret(lock_secret, _core.pool_uuid(os.fspath(path)))
+    told = _core.accept_loss(os.fspath(path), hashed)
     return None if told is None else LossReport.from_core(told)
 
 
@@ -110,7 +118,7 @@ def _create(path: str | os.PathLike[str], segment_size: str | int | None) -> Non
     _core.Pool.create(os.fspath(path), 0 if segment_size is None else parse_size(segment_size))
 
 
-class Pool(PoolRoots):
+class Pool(PoolLocks):
     """An open pool, as `open` gives it: one flat namespace of volumes and snapshots.
 
     May be used from many threads. Commands over many objects are one commit: all of it is there
@@ -387,8 +395,9 @@ class Pool(PoolRoots):
         `targets`: one or a list; what is given twice counts once. `force`: close NBD connections
         that have them open first. Result: the objects as they were. Durable on return; `frees`
         says beforehand how much space comes back.
-        Raises: BusyError where one is attached and not `force`; NotFoundError; ReadOnlyError. On
-        any error none is deleted.
+        Raises: BusyError where one is attached and not `force`; ConflictError (code object_locked)
+        where one is locked, `force` or not; NotFoundError; ReadOnlyError. On any error none is
+        deleted.
         Example: pool.delete(["db", "db@1"])
         """
         with self._command():

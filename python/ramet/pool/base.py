@@ -14,7 +14,7 @@ from typing import Self
 from ramet import _core
 from ramet.errors import InvalidError, NotFoundError, UnavailableError
 from ramet.names import NumberedNames, check_snapshot_name, format_time_name, is_uuid
-from ramet.records import NO_TAGS, ObjectRecord
+from ramet.records import NO_TAGS, Lock, ObjectRecord
 from ramet.tags import Selector, matches, tags_and_root_of, tags_of
 from ramet.volume import BlockDevice, Commands, Handle, ObjectLike, Snapshot, Volume, VolumeLike
 
@@ -275,6 +275,11 @@ def now_text() -> str:
     return format_time_name(time.time_ns())
 
 
+def _lock(mode: str, remaining_ns: int, cooling_off_ns: int) -> Lock:
+    until_ns = time.time_ns() + remaining_ns
+    return Lock(mode, remaining_ns / 10**9, until_ns, cooling_off_ns / 10**9)
+
+
 def describe(item: _core.Object) -> ObjectRecord:
     """Give the core's object as a record."""
     tags, root = tags_and_root_of(item.attributes) if item.attributes else (NO_TAGS, None)
@@ -291,4 +296,5 @@ def describe(item: _core.Object) -> ObjectRecord:
         item.attached_count,
         tags,
         root,
+        item.lock and _lock(*item.lock),
     )
