@@ -224,7 +224,7 @@ impl Transmission {
         let closing = || registry.is_closing();
         let device = self.negotiated.attachment.device();
         let took = self.replier.read(&mut self.channel, request, device, whole, closing)?;
-        if self.ahead.note(took) {
+        if self.ahead.note(took, request.length_bytes) {
             self.tell_ahead();
         }
         Ok(())
