@@ -28,8 +28,8 @@ impl Ahead {
         self.reads_left > 0
     }
 
-    /// A read of so many bytes took so long. Result: whether the device was not told of those behind
-    /// it, and should be.
+    /// A read of so many bytes took so long. Result: whether the device was not told of those
+    /// behind it, and should be.
     pub(crate) fn note(&mut self, took: Duration, length_bytes: u64) -> bool {
         let was_wanted = self.is_wanted();
         // A request is bounded by its payload.
