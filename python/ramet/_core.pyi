@@ -310,6 +310,7 @@ class Pool:
         source: str | None,
         created_ns: int,
         size_bytes: int,
+        attributes: bytes,
         base: str | None = None,
     ) -> Object:
         """Make a hidden volume for a snapshot to come; see docs/internals/stream.md."""

@@ -14,6 +14,7 @@ from ramet.errors import CorruptError, InvalidError
 KEY_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,62}")
 VALUE_BYTES_MAX = 1024
 TAGS_MAX = 64
+ATTRIBUTES_BYTES_MAX = 64 << 10  # Of an object, tags and root hash together.
 
 Tags = Mapping[str, str]
 Selector = Mapping[str, str | None]

@@ -5,12 +5,13 @@
 //! that its snapshot will have, and no name; nobody finds, attaches, lists, clones or deletes it
 //! but by the calls here; several are admitted in one commit, or none.
 
-use crate::engine::Engine;
+use crate::engine::{Commands, Engine};
 use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind};
 use crate::record::{Item, Record, Verb};
 use crate::verbs::{check_attributes, check_counts, check_name_length, check_size, item_of};
 use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
+use parking_lot::MutexGuard;
 use ramet_log::ObjectId;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -18,7 +19,7 @@ use uuid::Uuid;
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// What a snapshot that is to be received brings with it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Incoming {
     /// Of the snapshot, where it was taken and here.
     pub uuid: Uuid,
@@ -30,12 +31,14 @@ pub struct Incoming {
     pub created_ns: u64,
     /// Its size.
     pub size_bytes: u64,
+    /// How far it is: see `note_receiving`.
+    pub attributes: Vec<u8>,
 }
 
 impl Engine {
     /// Make a hidden volume for a snapshot that is to be received. It starts with the content of
-    /// the snapshot `base`, if one is given, as far as the size goes. It has no attributes: one
-    /// that was not told any by `note_receiving` may not have the right size yet.
+    /// the snapshot `base`, if one is given, as far as the size goes. One without
+    /// attributes, where some were given, does not have the right size yet: a crash came between.
     ///
     /// # Errors
     /// `NotFound`, `Invalid` for the base; `Conflict` where the UUID is somebody's; `Full`.
@@ -56,6 +59,7 @@ impl Engine {
             return Err(EngineError::new(Kind::Invalid, "not_a_snapshot", text));
         }
         let base_bytes = base.as_ref().map_or(0, |base| base.size_bytes());
+        let shrinks = incoming.size_bytes < base_bytes;
         let object = ObjectFields {
             id: self.next_id(&mut commands)?,
             uuid: incoming.uuid,
@@ -64,6 +68,7 @@ impl Engine {
             size_bytes: incoming.size_bytes.max(base_bytes),
             batch: incoming.batch,
             created_ns: incoming.created_ns,
+            attributes: if shrinks { Vec::new() } else { incoming.attributes.clone() },
             parent: ObjectId(base.as_ref().map_or(0, |base| base.place())),
             origin_object: incoming.source,
             ..ObjectFields::default()
@@ -73,8 +78,9 @@ impl Engine {
         let items = vec![Item { object, source, ..Item::default() }];
         self.run(&mut commands, Record { verb, items })?;
         let made = self.find_receiving(incoming.uuid)?;
-        if incoming.size_bytes < base_bytes {
+        if shrinks {
             self.resize_object(&mut commands, &made, incoming.size_bytes)?;
+            self.set_receiving(&mut commands, &made, &incoming.attributes)?;
         }
         Ok(self.info(&made))
     }
@@ -87,8 +93,17 @@ impl Engine {
         check_attributes(attributes)?;
         let mut commands = self.begin(1)?;
         let object = self.find_receiving(uuid)?;
-        let items = vec![item_of(&object, |it| it.attributes = attributes.to_vec())];
-        self.run(&mut commands, Record { verb: Verb::Attributes, items })?;
+        self.set_receiving(&mut commands, &object, attributes)
+    }
+
+    fn set_receiving(
+        &self,
+        commands: &mut MutexGuard<'_, Commands>,
+        object: &Arc<Object>,
+        attributes: &[u8],
+    ) -> Result<()> {
+        let items = vec![item_of(object, |it| it.attributes = attributes.to_vec())];
+        self.run(commands, Record { verb: Verb::Attributes, items })?;
         Ok(())
     }
 

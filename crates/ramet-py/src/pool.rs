@@ -510,7 +510,7 @@ impl Pool {
         Ok(Attached::new(self.call(py, attach)?))
     }
 
-    #[pyo3(signature = (uuid, batch, source, created_ns, size_bytes, base = None))]
+    #[pyo3(signature = (uuid, batch, source, created_ns, size_bytes, attributes, base = None))]
     #[allow(clippy::too_many_arguments)] // The fields of `Incoming`.
     fn begin_receiving(
         &self,
@@ -520,11 +520,12 @@ impl Pool {
         source: Option<&str>,
         created_ns: u64,
         size_bytes: u64,
+        attributes: Vec<u8>,
         base: Option<&str>,
     ) -> PyResult<Object> {
         let source = source.map_or(Ok(Uuid::nil()), |it| parse_uuid(py, it))?;
         let (uuid, batch) = (parse_uuid(py, uuid)?, parse_uuid(py, batch)?);
-        let incoming = Incoming { uuid, batch, source, created_ns, size_bytes };
+        let incoming = Incoming { uuid, batch, source, created_ns, size_bytes, attributes };
         let engine = &*self.engine;
         self.call(py, |_| engine.begin_receiving(&incoming, base)).map(Object)
     }

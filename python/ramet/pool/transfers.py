@@ -32,6 +32,8 @@ class Incoming(NamedTuple):
     source: str | None
     created_ns: int
     size_bytes: int
+    attributes: bytes
+    """How far it is, as for `note`."""
 
 
 class Hidden(NamedTuple):

@@ -25,11 +25,10 @@ from ramet.replication.stream import (
     StreamReader,
     Token,
 )
-from ramet.tags import attributes_with, attributes_with_root
+from ramet.tags import ATTRIBUTES_BYTES_MAX, attributes_with, attributes_with_root
 from ramet.volume import BlockDevice
 
 NOTE_BYTES = 64 << 20  # Received between two positions that are noted.
-ATTRIBUTES_BYTES_MAX = 64 << 10
 NAME_WORD = "{name}"
 
 # Is told bytes of data that arrived, and how many there will be.
@@ -115,8 +114,14 @@ def receive(
     with pool.transfers.exclusive(header.transfer):
         receiver = _Receiver(pool, header, names, progress)
         receiver.check()
-        receiver.follow(reader)
-        return receiver.admit()
+        try:
+            receiver.follow(reader)
+            return receiver.admit()
+        except BaseException:
+            # What arrived is not to be sent again.
+            with suppress(RametError):
+                receiver.note()
+            raise
 
 
 def incomplete(pool: Pool) -> list[Incomplete]:
@@ -258,6 +263,9 @@ class _Receiver:
             item.uuid: hidden[item.uuid] for item in header.snapshots if item.uuid in hidden
         }
         self._states: dict[int, Incomplete] = {}
+        # Those that were proved, which was not noted yet.
+        self._proved: list[int] = []
+        self._unnoted_bytes = 0
         # Of the snapshot that is told now:
         self._index = 0
         self._device: BlockDevice | None = None
@@ -321,14 +329,8 @@ class _Receiver:
 
     def follow(self, reader: StreamReader) -> None:
         """Take in all that the stream tells."""
-        try:
-            for event in reader.events():
-                self._take(event)
-        except BaseException:
-            # What arrived is not to be sent again.
-            with suppress(RametError):
-                self._note()
-            raise
+        for event in reader.events():
+            self._take(event)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Begin):
@@ -342,16 +344,20 @@ class _Receiver:
         index = event.place
         item = self._header.snapshots[index]
         state = self._states.get(index)
-        self._index, self._unnoted_bytes = index, 0
+        self._index = index
         if state is None:
             if item.uuid in self._hidden:
                 self._transfers.abandon([item.uuid])
             incoming = Incoming(
-                item.uuid, item.batch, item.source, item.created_ns, item.size_bytes
+                item.uuid,
+                item.batch,
+                item.source,
+                item.created_ns,
+                item.size_bytes,
+                self._noted(index, 0, None),
             )
             self._transfers.begin(incoming, item.base.uuid if item.base else None)
             self._block = 0
-            self._write_note(None)
         else:
             self._block = item.blocks_count if state.root is not None else state.block
         self._device = self._transfers.device(item.uuid)
@@ -370,30 +376,33 @@ class _Receiver:
             self._block = changes.end
             self._unnoted_bytes += len(changes.data)
             if self._unnoted_bytes >= NOTE_BYTES:
-                self._note()
+                self.note()
         self._arrived_bytes += len(changes.data)
         if self._progress is not None:
             self._progress(self._arrived_bytes, self._total_bytes)
 
-    def _note(self) -> None:
-        """Say how far it is."""
-        state = self._states.get(self._index)
+    def note(self) -> None:
+        """Say how far it is: in records of the log, so what came before is durable with them."""
+        while self._proved:
+            state = self._states[self._proved[0]]
+            self._transfers.note(state.uuid, self._noted(state.place, state.block, state.root))
+            self._proved.pop(0)
+        told = self._states.get(self._index)
         # What was proved stays so, though it is told once more.
-        if self._device is not None and (state is None or state.root is None):
-            # A record in the log: what was written before it is durable with it.
-            self._write_note(None)
-            self._unnoted_bytes = 0
+        if self._device is not None and (told is None or told.root is None):
+            uuid = self._header.snapshots[self._index].uuid
+            self._transfers.note(uuid, self._noted(self._index, self._block, None))
+        self._unnoted_bytes = 0
 
-    def _write_note(self, root: str | None) -> None:
-        item = self._header.snapshots[self._index]
+    def _noted(self, index: int, block: int, root: str | None) -> bytes:
         held = {
             "transfer": self._header.transfer,
-            "index": self._index,
-            "name": item.name,
-            "block": self._block,
+            "index": index,
+            "name": self._header.snapshots[index].name,
+            "block": block,
             "root": root,
         }
-        self._transfers.note(item.uuid, json.dumps({"receiving": held}).encode())
+        return json.dumps({"receiving": held}).encode()
 
     def _finish(self, event: Done) -> None:
         item = self._header.snapshots[event.place]
@@ -416,7 +425,7 @@ class _Receiver:
                 f"'{item.name}' hashes to {here} here and to {event.root} at the sender; what"
                 " arrived is removed; hint: verify the base on both sides, and send it again",
             )
-        self._write_note(here)
+        self._proved.append(event.place)
         self._states[event.place] = Incomplete(
             self._header.transfer,
             event.place,

@@ -129,6 +129,7 @@ class _Sender:
         self._start = (token.place, token.block) if token else (0, 0)
         self._resumed = self._start if token else None
         self._writer = StreamWriter(compress=compress)
+        self._roots: dict[str, str] = {}  # What was computed here.
         self._sent_bytes = 0
         self._total_bytes = 0
 
@@ -137,6 +138,7 @@ class _Sender:
         try:
             for index in range(self._start[0], len(self._pairs)):
                 yield from self._snapshot(index)
+            self._pool.keep_roots(self._roots)
         except RametError as error:
             yield self._piece(self._writer.failed(error))
             raise
@@ -213,7 +215,7 @@ class _Sender:
 
     def _root(self, record: ObjectRecord, reader: HashedReader) -> str:
         root = root_of(reader)
-        self._pool.keep_root(record.uuid, root)
+        self._roots[record.uuid] = root
         return root
 
 

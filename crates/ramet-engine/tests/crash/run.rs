@@ -430,6 +430,7 @@ fn perform_receiving(engine: &Arc<Engine>, step: &Step) -> Result<()> {
                 source: Uuid::nil(),
                 created_ns: 1,
                 size_bytes: sectors * SECTOR_BYTES,
+                attributes: Vec::new(),
             };
             engine.begin_receiving(&incoming, base.as_deref()).map(drop)
         }
