@@ -52,6 +52,7 @@ class Scale:
     datapath_seconds: float
     cold_bytes: int
     cold_reads: int
+    sent_bytes: int
     space_bytes: int
     space_clones: int
 
@@ -84,6 +85,7 @@ FULL = Scale(
     datapath_seconds=1.0,
     cold_bytes=4096 * MIB,
     cold_reads=20_000,
+    sent_bytes=8192 * MIB,
     space_bytes=1024 * MIB,
     space_clones=20,
 )
@@ -111,6 +113,7 @@ QUICK = Scale(
     datapath_seconds=0.5,
     cold_bytes=512 * MIB,
     cold_reads=5_000,
+    sent_bytes=1024 * MIB,
     space_bytes=128 * MIB,
     space_clones=5,
 )
@@ -138,6 +141,7 @@ TINY = Scale(
     datapath_seconds=0.05,
     cold_bytes=8 * MIB,
     cold_reads=200,
+    sent_bytes=16 * MIB,
     space_bytes=16 * MIB,
     space_clones=1,
 )

@@ -150,6 +150,14 @@ GOALS = {
     "reclaim.one.cold.visited": _TWICE,
     "reclaim.one.golden_gone.visited": _TWICE,
     "reclaim.chain.visited": _TWICE,
+    # Sending what changed: the bound is 1.05 of that, and 1 KiB for each snapshot.
+    "differences.1%.wire.of_bound": Goal("at most 1", 1.0),
+    "differences.0.1%.wire.of_bound": Goal("at most 1", 1.0),
+    "differences.0%.wire.of_bound": Goal("at most 1", 1.0),
+    "differences.group.wire.of_bound": Goal("at most 1", 1.0),
+    "differences.1%.cpu.of_all": Goal("at most 0.05", 0.05, count=8192),
+    "differences.0.1%.cpu.of_all": Goal("at most 0.02", 0.02, count=8192),
+    "differences.0%.cpu.of_all": Goal("at most 0.02", 0.02, count=8192),
     "volumes.first.flushed.bytes.ramet": Goal("at most 8.5 KiB", 8704),
     "volumes.first.d32.bytes.ramet": Goal("at most 4.5 KiB", 4608),
 }
