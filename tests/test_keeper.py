@@ -86,6 +86,16 @@ def test_what_is_attached_stays_until_it_is_not(pool: ramet.Pool, keeper: Keeper
     assert first[0] in keeper.run(["p"])[0].dropped
 
 
+def test_what_is_locked_stays_without_a_word(pool: ramet.Pool, keeper: Keeper) -> None:
+    set_policy(keeper, keep={"last": 1}, name="{volume}@{time}-a")
+    first = keeper.run(["p"])[0].created
+    pool.lock(first[:1], "1d", mode="compliance")
+    set_policy(keeper, keep={"last": 1}, name="{volume}@{time}-b")
+    report = keeper.run(["p"])[0]
+    assert (report.dropped, report.error) == (first[1:], None)
+    assert keeper.policies()[0].kept_count == 1
+
+
 def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

@@ -121,7 +121,7 @@ def list_all(arguments: Namespace) -> None:
     )
     for it in found:
         if it["kept_count"]:
-            print(f"'{it['name']}': {it['kept_count']} more are kept: attached, or bases")
+            print(f"'{it['name']}': {it['kept_count']} more are kept: attached, locked, or bases")
         if it["error"]:
             print(f"'{it['name']}': {it['error']}", file=sys.stderr)
 

@@ -342,6 +342,8 @@ class Keeper:
                 held.update(outbound.holds(snapshots, now_ns) if outbound else {})
 
         def why(it: ObjectRecord) -> str | None:
+            if it.lock is not None:
+                return "locked"
             return "attached" if it.attached_count else held.get(it.uuid)
 
         return why
