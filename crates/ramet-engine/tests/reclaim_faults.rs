@@ -179,6 +179,12 @@ fn random_scripts_keep_what_is_held_and_give_back_the_rest() {
 
 /// Delete everything, some objects at a time: what a dry run of them says is what lives less then.
 fn delete_all_as_foretold(run: &mut Run, random: &mut Random) {
+    let now = &run.history.now;
+    let locked = now.visible().filter(|name| now.thing(name).locked_days > 0);
+    let names: Vec<String> = locked.cloned().collect();
+    if !names.is_empty() {
+        run.steps(&[Step::Unlock { names }]);
+    }
     loop {
         let mut left: Vec<String> = run.history.now.visible().cloned().collect();
         let count = (1 + random.small(4)).min(left.len());
