@@ -51,6 +51,13 @@ def test_a_run_is_one_instant_of_all_its_volumes(pool: ramet.Pool, keeper: Keepe
     assert len({it.batch for it in pool.objects() if it.kind == "snapshot"}) == 1
 
 
+def test_two_runs_within_a_second_are_two_snapshots(pool: ramet.Pool, keeper: Keeper) -> None:
+    set_policy(keeper, keep="all")
+    for _ in range(3):
+        assert keeper.run(["p"])[0].error is None
+    assert len(names(pool)) == 6
+
+
 def test_it_runs_when_it_is_due_once_after_downtime(pool: ramet.Pool, keeper: Keeper) -> None:
     set_policy(keeper)
     now = now_of(pool)

@@ -98,6 +98,7 @@ def test_what_a_policy_cannot_do_is_said_where_people_look(sites: tuple[Path, Pa
         assert "hook_failed" in run_ramet("-p", str(here), "policy", "list").stderr
         ramet(here, "policy", "set", "p", *options)
         until(lambda: any("no route" in line for line in service.said))
+        until(lambda: len(names(here)) == 1)
         refused = run_ramet("-p", str(here), "replicate")
         assert refused.returncode == 6
         assert "no route" in refused.stderr

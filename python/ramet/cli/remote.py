@@ -95,8 +95,10 @@ def _wait(client: Client, names: list[str]) -> list[dict[str, Any]]:
     while True:
         time.sleep(POLL_SECONDS)
         found = [it for it in client.remotes() if not names or it["name"] in names]
-        behind = [it for it in found if it["lag_count"] or it["is_sending"]]
-        failed = [it for it in behind if it["error"] and not it["is_sending"]]
+        failed = [it for it in found if it["error"] and not it["is_sending"]]
+        behind = [
+            it for it in found if it["lag_count"] or it["is_sending"] or it["reached_ns"] is None
+        ]
         if failed:
             text = "; ".join(f"'{it['name']}': {it['error']}" for it in failed)
             raise UnavailableError("remote_behind", f"{text}; hint: it is tried again by itself")

@@ -19,6 +19,7 @@ from ramet.keeper.files import Known, read_known, read_rules, write_known, write
 from ramet.keeper.hooks import run_hook
 from ramet.keeper.outbound import Outbound
 from ramet.keeper.status import PolicyStatus, RemoteStatus, Report
+from ramet.names import expand_snapshot_names, format_time_name
 from ramet.policies import (
     POLICY_TAG,
     Held,
@@ -46,6 +47,8 @@ LOOK_SECONDS_MAX = 60.0  # So long a volume may wait until the policy it belongs
 RETRY_SECONDS_MIN = 60.0
 RETRY_SECONDS_MAX = 3600.0
 DAYS_MAX = 3660
+LOOK_SECONDS = 0.05
+LOOKS_FOR_NAMES = 30  # More than a second; a name that is still taken is somebody else's.
 _NANOSECONDS = 10**9
 _DAY_NS = 86_400 * _NANOSECONDS
 
@@ -79,6 +82,7 @@ class Keeper:
             self._text, self._rules, self.rules_error = "", parse(""), error
         self._noting = threading.Lock()
         self._known = read_known(pool_path)
+        self._pause = threading.Event()  # Never set: it waits as long as it is told.
         self._failures: dict[str, _Failure] = {}
         self._look_ns: int | None = 0  # When something may be due; None: never.
         self._stepped_ns = 0
@@ -280,9 +284,12 @@ class Keeper:
     def _snapshot(self, name: str, policy: Policy, errors: list[str]) -> list[str]:
         if not policy.takes:
             return []
-        volumes = volumes_of(policy, self._pool.objects())
+        objects = self._pool.objects()
+        volumes = volumes_of(policy, objects)
         if not volumes:
             return []
+        pattern = snapshot_pattern(name, policy)
+        self._wait_for_names(pattern, [it.name for it in volumes], {it.name for it in objects})
         seconds = parse_duration(policy.timeout)
         variables = {
             "RAMET_POLICY": name,
@@ -294,7 +301,7 @@ class Keeper:
                 run_hook("before", policy.before, seconds, variables)
             made = self._pool.snapshot(
                 [it.uuid for it in volumes],
-                name=snapshot_pattern(name, policy),
+                name=pattern,
                 tags={POLICY_TAG: name},
             )
         finally:
@@ -304,6 +311,14 @@ class Keeper:
                 except RametError as error:
                     errors.append(str(error))
         return [it.made_name for it in made]
+
+    def _wait_for_names(self, pattern: str, volumes: list[str], taken: set[str]) -> None:
+        """Wait while the names of this second are taken: a policy may just have run by itself."""
+        for _ in range(LOOKS_FOR_NAMES):
+            time_text = format_time_name(time.time_ns())
+            if taken.isdisjoint(expand_snapshot_names(pattern, volumes, time_text=time_text)):
+                return
+            self._pause.wait(LOOK_SECONDS)
 
     def _drop(self, name: str, now_ns: int, created: set[str], errors: list[str]) -> list[str]:
         """Delete what no rule keeps: all at once, else each that can be."""
