@@ -219,7 +219,18 @@ impl Log {
     }
 
     /// Hand all complete slots to the files, without a sync.
+    ///
+    /// # Errors
+    /// `Poisoned` where a write fails, now or before: what was taken and not written is gone, and
+    /// whoever comes after finds nothing to write and must not call it durable.
     pub(crate) fn write_jobs(&self, out: &mut MutexGuard<'_, WriteOut>) -> Result<()> {
+        if let Some(reason) = self.poisoned() {
+            return Err(self.poison(reason));
+        }
+        self.write_all_jobs(out).map_err(|error| self.poison(&error.to_string()))
+    }
+
+    fn write_all_jobs(&self, out: &mut MutexGuard<'_, WriteOut>) -> Result<()> {
         let mut run: Option<Run> = None;
         loop {
             let job = self.jobs.lock().pop_front();
@@ -326,3 +337,6 @@ fn mark_dirty(out: &mut MutexGuard<'_, WriteOut>, file: Arc<dyn File>) {
         out.dirty.push(file);
     }
 }
+
+#[cfg(test)]
+mod tests;
