@@ -20,7 +20,7 @@ import ramet as product
 from ramet.cli import streams
 from ramet.client import Client
 from ramet.errors import BusyError, ConflictError, NotFoundError, UnavailableError
-from ramet.frames import Piece, decode_frames, encode_frames
+from ramet.frames import PacedWriter, Piece, decode_frames, encode_frames
 from serving import RAMET, make_pool, ramet, run_ramet, serving
 from streams import listing, stream_of, take_in
 
@@ -283,7 +283,7 @@ def test_a_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", pass_time)
     monkeypatch.setattr(os, "write", write)
-    streams._writer(1, 1000)(bytes(2500))
+    PacedWriter(1, 1000).write(bytes(2500))
     assert sum(length for _, length in written) == 2500
     assert max(length for _, length in written) <= 100
     assert now == pytest.approx(2.5)

@@ -6,7 +6,9 @@ stream without its last frame was cut.
 """
 
 import json
+import os
 import struct
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
@@ -14,6 +16,8 @@ from ramet.errors import RametError, UnavailableError, from_json
 
 _FRAME = struct.Struct("<IQQ")
 PIECE_BYTES_MAX = 1 << 30  # More is no piece that Ramet made.
+WRITE_BYTES_MAX = 1 << 20
+WRITES_PER_SECOND = 10  # With a rate, so much is written at once: a tenth of a second.
 
 
 class Piece(NamedTuple):
@@ -23,6 +27,34 @@ class Piece(NamedTuple):
     done_bytes: int
     """Bytes of the snapshots' data that are sent."""
     total_bytes: int
+
+
+class PacedWriter:
+    """Writes all of some bytes to a descriptor, so many a second at most.
+
+    Example: PacedWriter(1, rate=10_000_000)
+    """
+
+    def __init__(self, out: int, rate: int | None) -> None:
+        self.written_bytes = 0
+        self._out = out
+        self._rate = rate
+        self._most = WRITE_BYTES_MAX if rate is None else max(1, rate // WRITES_PER_SECOND)
+        self._started = time.monotonic()
+
+    def write(self, content: bytes) -> None:
+        """Write all of `content`.
+
+        Raises: OSError, as `os.write`.
+        """
+        view = memoryview(content)
+        while view:
+            length = os.write(self._out, view[: self._most])
+            view = view[length:]
+            self.written_bytes += length
+            if self._rate is not None:
+                due = self._started + self.written_bytes / self._rate
+                time.sleep(max(0.0, due - time.monotonic()))
 
 
 def encode_frames(pieces: Iterator[Piece]) -> Generator[bytes, None, None]:

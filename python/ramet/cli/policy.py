@@ -20,24 +20,24 @@ from ramet.errors import InvalidError, UnavailableError
 from ramet.units import format_age, format_time
 
 if TYPE_CHECKING:
-    from ramet.keeper import Keeper
+    from ramet.keeper import PlainKeeper
 
 RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 NAMES_SHOWN_MAX = 3
 
 
 @contextmanager
-def keeper_of(arguments: Namespace) -> Iterator["Client | Keeper"]:
+def keeper_of(arguments: Namespace) -> Iterator["Client | PlainKeeper"]:
     """Give the service that holds the pool, or a keeper over the pool, opened here."""
     with verbs_of(arguments) as verbs:
         if isinstance(verbs, Client):
             yield verbs
             return
-        from ramet.keeper import Keeper
+        from ramet.keeper import Keeper, PlainKeeper
         from ramet.verbs import PoolVerbs
 
         assert isinstance(verbs, PoolVerbs), "what is no client holds the pool"
-        yield Keeper(verbs.pool, find_pool_path(arguments.pool))
+        yield PlainKeeper(Keeper(verbs.pool, find_pool_path(arguments.pool)))
 
 
 def set_one(arguments: Namespace) -> None:
@@ -95,10 +95,7 @@ def dump(arguments: Namespace) -> None:
 def list_all(arguments: Namespace) -> None:
     """List the policies."""
     with keeper_of(arguments) as keeper:
-        if isinstance(keeper, Client):
-            found = keeper.policies()
-        else:
-            found = [it.to_json() for it in keeper.policies()]
+        found = keeper.policies()
     if arguments.json:
         print_json(found)
         return
@@ -129,10 +126,7 @@ def list_all(arguments: Namespace) -> None:
 def plan(arguments: Namespace) -> None:
     """Show the days ahead."""
     with keeper_of(arguments) as keeper:
-        if isinstance(keeper, Client):
-            runs = keeper.plan(arguments.days)
-        else:
-            runs = [it.to_json() for it in keeper.plan(arguments.days)]
+        runs = keeper.plan(arguments.days)
     if arguments.json:
         print_json(runs)
         return
@@ -145,10 +139,7 @@ def plan(arguments: Namespace) -> None:
 def run(arguments: Namespace) -> None:
     """Run policies now."""
     with keeper_of(arguments) as keeper:
-        if isinstance(keeper, Client):
-            reports = keeper.run_policies(arguments.names)
-        else:
-            reports = [it.to_json() for it in keeper.run(arguments.names)]
+        reports = keeper.run_policies(arguments.names)
     if arguments.json:
         print_json(reports)
     else:

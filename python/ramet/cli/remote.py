@@ -38,10 +38,7 @@ def add(arguments: Namespace) -> None:
 def list_all(arguments: Namespace) -> None:
     """List the remotes."""
     with keeper_of(arguments) as keeper:
-        if isinstance(keeper, Client):
-            found = keeper.remotes()
-        else:
-            found = [it.to_json() for it in keeper.remotes()]
+        found = keeper.remotes()
     if arguments.json:
         print_json(found)
         return
@@ -75,7 +72,7 @@ def replicate(arguments: Namespace) -> None:
     """Bring remotes in step."""
     with keeper_of(arguments) as keeper, show_bytes("sending") as show:
         if not isinstance(keeper, Client):
-            sent = keeper.replicate(arguments.names, lambda _: show)
+            sent = keeper.keeper.replicate(arguments.names, show)
             if arguments.json:
                 print_json(sent)
             else:

@@ -7,9 +7,8 @@ Imports client; replication where the pool is opened here. Invariant: stdout of 
 import json
 import os
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from ramet.cli.progress import Show, show_bytes
 from ramet.cli.session import verbs_of
 from ramet.client import Client
 from ramet.errors import InvalidError, UnavailableError
+from ramet.frames import PacedWriter
 from ramet.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ READ_BYTES = 1 << 20
 NO_BASE = "-"  # Among bases: this snapshot goes whole.
 # Where the header's JSON and its length are: docs/internals/stream.md, "Bytes".
 HEADER_LENGTH_AT, HEADER_AT = 20, 24
-# With a rate, so much is written at once: a tenth of a second.
-WRITES_PER_SECOND = 10
 
 
 def send(arguments: Namespace) -> None:
@@ -46,12 +44,22 @@ def send(arguments: Namespace) -> None:
             "the stream would go to the terminal; hint: send it to a file or a pipe",
         )
     out = sys.stdout.fileno()
-    with verbs_of(arguments) as verbs, show_bytes("sending") as show:
-        write = _writer(out, rate)
-        with closing(_pieces(verbs, arguments)) as pieces:
-            for content, done_bytes, total_bytes in pieces:
-                write(content)
-                show(done_bytes, total_bytes)
+    writer = PacedWriter(out, rate)
+    with (
+        verbs_of(arguments) as verbs,
+        show_bytes("sending") as show,
+        closing(_pieces(verbs, arguments)) as pieces,
+    ):
+        for content, done_bytes, total_bytes in pieces:
+            try:
+                writer.write(content)
+            except BrokenPipeError as error:
+                raise UnavailableError(
+                    "reader_gone",
+                    f"whoever reads the stream is gone, after {writer.written_bytes} bytes;"
+                    " hint: see what it says; `ramet receive --position` tells how to go on",
+                ) from error
+            show(done_bytes, total_bytes)
 
 
 def _pieces(verbs: "Verbs", arguments: Namespace) -> "Generator[Piece, None, None]":
@@ -69,31 +77,6 @@ def _pool_of(verbs: "Verbs") -> "Pool":
 
     assert isinstance(verbs, PoolVerbs), "what is no client holds the pool"
     return verbs.pool
-
-
-def _writer(out: int, rate: int | None) -> Callable[[bytes], None]:
-    """Give what writes all of some bytes, as fast as `rate` allows."""
-    started, written = time.monotonic(), 0
-    most = READ_BYTES if rate is None else max(1, rate // WRITES_PER_SECOND)
-
-    def write(content: bytes) -> None:
-        nonlocal written
-        view = memoryview(content)
-        while view:
-            try:
-                length = os.write(out, view[:most])
-            except BrokenPipeError as error:
-                raise UnavailableError(
-                    "reader_gone",
-                    f"whoever reads the stream is gone, after {written} bytes;"
-                    " hint: see what it says; `ramet receive --position` tells how to go on",
-                ) from error
-            view = view[length:]
-            written += length
-            if rate is not None:
-                time.sleep(max(0.0, started + written / rate - time.monotonic()))
-
-    return write
 
 
 def receive(arguments: Namespace) -> None:

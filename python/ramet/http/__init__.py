@@ -19,6 +19,7 @@ from ramet.errors import InvalidError, RametError
 from ramet.http import policies
 from ramet.http.locks import add_locks
 from ramet.http.streams import Abandon, Send, abandon_part, list_parts, receive_body, send_frames
+from ramet.keeper import PlainKeeper
 from ramet.records import Scrubbed
 from ramet.service import Service
 from ramet.verbs import Verbs
@@ -281,19 +282,19 @@ def build(service: Service) -> FastAPI:
 
 
 def _add_policies(post: Post, get: Get, service: Service) -> None:
-    keeper = service.keeper
-    get("/v0/rules", "rules", lambda _: policies.told(keeper))
+    keeper = PlainKeeper(service.keeper)
+    get("/v0/rules", "rules", lambda _: {"text": keeper.rules_text()})
     post("/v0/rules", policies.Rules, lambda it: keeper.set_rules(it.text))
     post(
         "/v0/changes",
         policies.Change,
         lambda it: keeper.change_rules(it.kind, it.name, it.value),
     )
-    get("/v0/policies", "policies", lambda _: [it.to_json() for it in keeper.policies()])
-    get("/v0/plan", "plan", lambda it: policies.plan(keeper, asked(it, "days")))
-    post("/v0/runs", policies.Names, lambda it: [done.to_json() for done in keeper.run(it.names)])
-    get("/v0/remotes", "remotes", lambda _: [it.to_json() for it in keeper.remotes()])
-    post("/v0/wakes", policies.Names, lambda it: keeper.wake(it.names))
+    get("/v0/policies", "policies", lambda _: keeper.policies())
+    get("/v0/plan", "plan", lambda it: keeper.plan(policies.days_of(asked(it, "days"))))
+    post("/v0/runs", policies.Names, lambda it: keeper.run_policies(it.names))
+    get("/v0/remotes", "remotes", lambda _: keeper.remotes())
+    post("/v0/wakes", policies.Names, lambda it: keeper.wake_remotes(it.names))
 
 
 def _add_streams(app: FastAPI, service: Service) -> None:

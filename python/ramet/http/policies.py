@@ -1,13 +1,13 @@
 """Policies and remotes over HTTP: parse, call, answer; no logic.
 
-Imports keeper. Called by this package.
+Imports errors. Called by this package.
 """
 
 from typing import Any
 
 import msgspec
 
-from ramet.keeper import Keeper
+from ramet.errors import InvalidError
 
 
 class Rules(msgspec.Struct, forbid_unknown_fields=True):
@@ -30,15 +30,15 @@ class Names(msgspec.Struct, forbid_unknown_fields=True):
     names: list[str] = []
 
 
-def told(keeper: Keeper) -> dict[str, object]:
-    """Give what was set."""
-    return {"text": keeper.rules_text()}
+def days_of(text: str) -> float:
+    """Read a number of days.
 
-
-def plan(keeper: Keeper, days: str) -> list[dict[str, object]]:
-    """Give the runs of the days ahead."""
-    return [it.to_json() for it in keeper.plan(float(days) if _is_number(days) else -1.0)]
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdecimal()
+    Raises: InvalidError (code bad_request).
+    Example: days_of("1.5")
+    """
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InvalidError(
+            "bad_request", f"days={text!r} is no number; hint: see docs/reference/http.md"
+        ) from error

@@ -5,6 +5,7 @@ docs/internals/policies.md. All decisions are in policies; here is what acts.
 """
 
 from ramet.keeper.keeper import Keeper
+from ramet.keeper.plain import PlainKeeper
 from ramet.keeper.status import PolicyStatus, RemoteStatus, Report
 
-__all__ = ["Keeper", "PolicyStatus", "RemoteStatus", "Report"]
+__all__ = ["Keeper", "PlainKeeper", "PolicyStatus", "RemoteStatus", "Report"]

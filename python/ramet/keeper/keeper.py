@@ -25,6 +25,7 @@ from ramet.policies import (
     Held,
     Policy,
     Remote,
+    Rules,
     Run,
     changed,
     drops,
@@ -47,8 +48,8 @@ LOOK_SECONDS_MAX = 60.0  # So long a volume may wait until the policy it belongs
 RETRY_SECONDS_MIN = 60.0
 RETRY_SECONDS_MAX = 3600.0
 DAYS_MAX = 3660
-LOOK_SECONDS = 0.05
-LOOKS_FOR_NAMES = 30  # More than a second; a name that is still taken is somebody else's.
+NAMES_PAUSE_SECONDS = 0.05
+NAMES_TRIED_MAX = 30  # More than a second; a name that is still taken is somebody else's.
 _NANOSECONDS = 10**9
 _DAY_NS = 86_400 * _NANOSECONDS
 
@@ -66,6 +67,14 @@ class _Failure(NamedTuple):
     retry_ns: int
 
 
+class _Following(NamedTuple):
+    """What is followed: swapped as one, so that a reader needs no lock."""
+
+    text: str
+    rules: Rules
+    outbounds: dict[str, Outbound]
+
+
 class Keeper:
     """Does what a pool's policies say. `step` is called by whoever owns the time."""
 
@@ -74,23 +83,22 @@ class Keeper:
         self._pool = pool
         self._path = pool_path
         self._running = threading.RLock()
-        self.rules_error: RametError | None = None
-        try:
-            self._text = read_rules(pool_path)
-            self._rules = parse(self._text)
-        except RametError as error:
-            self._text, self._rules, self.rules_error = "", parse(""), error
+        self._following = _Following("", parse(""), {})
         self._noting = threading.Lock()
         self._known = read_known(pool_path)
         self._pause = threading.Event()  # Never set: it waits as long as it is told.
         self._failures: dict[str, _Failure] = {}
         self._look_ns: int | None = 0  # When something may be due; None: never.
         self._stepped_ns = 0
-        self._outbounds: dict[str, Outbound] = {}
         self._ended: threading.Event | None = None
         self._thread: threading.Thread | None = None
         self._say: Say = _nobody
-        self._settle()
+        self.rules_error: RametError | None = None
+        try:
+            text = read_rules(pool_path)
+            self._follow(text, parse(text))
+        except RametError as error:
+            self.rules_error = error
 
     def start(self, say: Say = _nobody) -> None:
         """Step each second in a thread, and keep remotes in step, until `stop`.
@@ -103,7 +111,7 @@ class Keeper:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="keeper", daemon=True)
         self._thread.start()
-        for outbound in self._outbounds.values():
+        for outbound in self._following.outbounds.values():
             outbound.start()
 
     def stop(self) -> None:
@@ -111,9 +119,9 @@ class Keeper:
         if self._ended is not None:
             self._ended.set()
         with self._running:
-            outbounds, self._outbounds = self._outbounds, {}
-        for outbound in outbounds.values():
-            outbound.stop()
+            # They still say what they hold: a run that is under way drops by it.
+            for outbound in self._following.outbounds.values():
+                outbound.stop()
         if self._thread is not None:
             self._thread.join()
 
@@ -124,19 +132,22 @@ class Keeper:
             if is_early and now_ns >= self._stepped_ns:
                 return []
             self._stepped_ns = now_ns
+            if not any(it.takes for it in self._following.rules.policies.values()):
+                self._look_ns = None
+                return []
             objects = self._pool.objects()
             reports = [
                 self._run(name, now_ns)
-                for name in due(self._rules, objects, now_ns)
+                for name in due(self._following.rules, objects, now_ns)
                 if (failure := self._failures.get(name)) is None or failure.retry_ns <= now_ns
             ]
-            self._look_ns = self._next_look(now_ns)
+            self._look_ns = self._next_look(self._pool.objects() if reports else objects, now_ns)
             return reports
 
     def rules_text(self) -> str:
         """Give the pool's policies and remotes as they were set."""
         self._check_rules()
-        return self._text
+        return self._following.text
 
     def set_rules(self, text: str) -> None:
         """Replace the pool's policies and remotes, all of them. Durable on return.
@@ -148,10 +159,10 @@ class Keeper:
             self._check_remote(remote)
         with self._running:
             write_rules(self._path, text)
-            self._text, self._rules, self.rules_error = text, rules, None
+            self.rules_error = None
             self._failures = {}
             self._look_ns = 0
-            self._settle()
+            self._follow(text, rules)
 
     def change_rules(self, kind: str, name: str, value: dict[str, object] | None) -> None:
         """Set or leave out one policy or remote; `value` has the keys of the file."""
@@ -168,7 +179,7 @@ class Keeper:
                 ) from error
         with self._running:
             self._check_rules()
-            self.set_rules(changed(self._text, kind, name, part))
+            self.set_rules(changed(self._following.text, kind, name, part))
 
     def run(self, names: Sequence[str], now_ns: int | None = None) -> list[Report]:
         """Run policies now, due or not; none given: those that are due."""
@@ -177,27 +188,23 @@ class Keeper:
             self._check_rules()
             for name in names:
                 self._policy(name)
-            chosen = names or due(self._rules, self._pool.objects(), now_ns)
+            chosen = names or due(self._following.rules, self._pool.objects(), now_ns)
             return [self._run(name, now_ns) for name in chosen]
 
     def plan(self, days: float, now_ns: int | None = None) -> list[Run]:
         """Say what runs would create and drop in the days ahead, up to 3,660."""
         if not 0 <= days <= DAYS_MAX:
             raise InvalidError("plan_days", f"{days:g} days; hint: 0 to {DAYS_MAX}")
-        self._check_rules()
         now_ns = time.time_ns() if now_ns is None else now_ns
-        objects = self._pool.objects()
         until_ns = now_ns + round(days * _DAY_NS)
-        return list(forecast(self._rules, objects, self._held(objects, now_ns), now_ns, until_ns))
+        rules, objects, held = self._look(now_ns)
+        return list(forecast(rules, objects, held, now_ns, until_ns))
 
     def policies(self, now_ns: int | None = None) -> list[PolicyStatus]:
         """Say how each policy is."""
         now_ns = time.time_ns() if now_ns is None else now_ns
-        self._check_rules()
-        with self._running:
-            rules, failures = self._rules, dict(self._failures)
-        objects = self._pool.objects()
-        coming, held = next_runs(rules, objects, now_ns), self._held(objects, now_ns)
+        rules, objects, held = self._look(now_ns)
+        failures, coming = dict(self._failures), next_runs(rules, objects, now_ns)
         result = []
         for name, policy in rules.policies.items():
             snapshots, failure = snapshots_of(name, objects), failures.get(name)
@@ -224,16 +231,14 @@ class Keeper:
         """Say how far behind each remote is."""
         self._check_rules()
         now_ns = time.time_ns() if now_ns is None else now_ns
-        return [it.status(now_ns) for it in list(self._outbounds.values())]
+        return [it.status(now_ns) for it in list(self._following.outbounds.values())]
 
     def wake(self, names: Sequence[str]) -> None:
         """Have remotes looked at now; none given: all."""
         for outbound in self._chosen(names):
             outbound.wake()
 
-    def replicate(
-        self, names: Sequence[str], progress: Callable[[str], Progress] | None = None
-    ) -> list[str]:
+    def replicate(self, names: Sequence[str], progress: Progress | None = None) -> list[str]:
         """Bring remotes in step, one after the other, in this thread. Result: what was sent.
 
         Raises: the first error, once all were tried.
@@ -241,14 +246,19 @@ class Keeper:
         sent, first_error = [], None
         for outbound in self._chosen(names):
             try:
-                told = progress(outbound.name) if progress else None
-                sent += [name for it in outbound.sync_once(told) for name in it.names]
+                sent += outbound.sync_once(progress)
             except RametError as error:
                 outbound.error = str(error)
                 first_error = first_error or error
         if first_error is not None:
             raise first_error
         return sent
+
+    def _look(self, now_ns: int) -> tuple[Rules, list[ObjectRecord], Held]:
+        """Give the rules, what there is, and what must stay; waits for no run."""
+        self._check_rules()
+        following, objects = self._following, self._pool.objects()
+        return following.rules, objects, _held(following, objects, now_ns)
 
     def _check_rules(self) -> None:
         if self.rules_error is not None:
@@ -260,9 +270,12 @@ class Keeper:
     def _loop(self) -> None:
         assert self._ended is not None, "set before the thread starts"
         while not self._ended.wait(STEP_SECONDS):
-            # The pool is poisoned or its medium fails: who needs it meets that. We try again.
-            with suppress(RametError):
+            try:
                 self.step(time.time_ns())
+            except RametError:
+                pass  # The pool is poisoned or its medium fails: who needs it meets that.
+            except Exception as error:  # noqa: BLE001 - policies must not end in silence.
+                self._say(f"policies: {error!r}; hint: report a bug")
 
     def _run(self, name: str, now_ns: int) -> Report:
         policy, created, errors = self._policy(name), list[str](), list[str]()
@@ -278,7 +291,7 @@ class Keeper:
         else:
             self._failures.pop(name, None)
         for remote in policy.remotes:
-            self._outbounds[remote].wake()
+            self._following.outbounds[remote].wake()
         return Report(name, created, dropped, "; ".join(errors) or None)
 
     def _snapshot(self, name: str, policy: Policy, errors: list[str]) -> list[str]:
@@ -314,11 +327,11 @@ class Keeper:
 
     def _wait_for_names(self, pattern: str, volumes: list[str], taken: set[str]) -> None:
         """Wait while the names of this second are taken: a policy may just have run by itself."""
-        for _ in range(LOOKS_FOR_NAMES):
+        for _ in range(NAMES_TRIED_MAX):
             time_text = format_time_name(time.time_ns())
             if taken.isdisjoint(expand_snapshot_names(pattern, volumes, time_text=time_text)):
                 return
-            self._pause.wait(LOOK_SECONDS)
+            self._pause.wait(NAMES_PAUSE_SECONDS)
 
     def _drop(self, name: str, now_ns: int, created: set[str], errors: list[str]) -> list[str]:
         """Delete what no rule keeps: all at once, else each that can be."""
@@ -326,7 +339,13 @@ class Keeper:
             objects = self._pool.objects()
             # What was just taken is dated a moment after the run began, and counts.
             now_ns = max([now_ns, *(it.created_ns for it in objects if it.name in created)])
-            found = drops(self._rules, name, objects, self._held(objects, now_ns), now_ns)
+            found = drops(
+                self._following.rules,
+                name,
+                objects,
+                _held(self._following, objects, now_ns),
+                now_ns,
+            )
             chosen = [it.record for it in found if it.held is None]
             if not chosen:
                 return []
@@ -348,21 +367,6 @@ class Keeper:
             return False
         return True
 
-    def _held(self, objects: Sequence[ObjectRecord], now_ns: int) -> Held:
-        held: dict[str, str] = {}
-        for name, policy in self._rules.policies.items():
-            snapshots = snapshots_of(name, objects) if policy.remotes else []
-            for remote in policy.remotes:
-                outbound = self._outbounds.get(remote)
-                held.update(outbound.holds(snapshots, now_ns) if outbound else {})
-
-        def why(it: ObjectRecord) -> str | None:
-            if it.lock is not None:
-                return "locked"
-            return "attached" if it.attached_count else held.get(it.uuid)
-
-        return why
-
     def _note_failure(self, name: str, text: str, now_ns: int, *, again: bool) -> None:
         before = self._failures.get(name)
         count = before.times + 1 if before else 1
@@ -370,10 +374,8 @@ class Keeper:
         retry_ns = now_ns + round(wait * _NANOSECONDS) if again else 0
         self._failures[name] = _Failure(text, count, retry_ns)
 
-    def _next_look(self, now_ns: int) -> int | None:
-        if not any(it.takes for it in self._rules.policies.values()):
-            return None
-        coming = next_runs(self._rules, self._pool.objects(), now_ns)
+    def _next_look(self, objects: Sequence[ObjectRecord], now_ns: int) -> int:
+        coming = next_runs(self._following.rules, objects, now_ns)
         times = [
             max(when, failure.retry_ns) if (failure := self._failures.get(name)) else when
             for name, when in coming.items()
@@ -381,33 +383,33 @@ class Keeper:
         return min([*times, now_ns + round(LOOK_SECONDS_MAX * _NANOSECONDS)])
 
     def _policy(self, name: str) -> Policy:
-        policy = self._rules.policies.get(name)
+        policy = self._following.rules.policies.get(name)
         if policy is None:
             raise not_found("policy", name)
         return policy
 
     def _chosen(self, names: Sequence[str]) -> list[Outbound]:
         for name in names:
-            if name not in self._outbounds:
+            if name not in self._following.outbounds:
                 raise not_found("remote", name)
-        return [it for name, it in self._outbounds.items() if not names or name in names]
+        return [it for name, it in self._following.outbounds.items() if not names or name in names]
 
     def _check_remote(self, remote: Remote) -> None:
-        path = remote.url.removeprefix("file://")
-        if path != remote.url and Path(path).exists() and Path(path).samefile(self._path):
+        path = Path(remote.command[-1])
+        if remote.url.startswith("file:") and path.exists() and path.samefile(self._path):
             raise InvalidError(
                 "remote_is_itself", f"'{remote.url}' is this pool; hint: another one's directory"
             )
 
-    def _settle(self) -> None:
-        """Have the remotes that the rules name, and no others."""
-        old, self._outbounds = self._outbounds, {}
-        for name, remote in self._rules.remotes.items():
+    def _follow(self, text: str, rules: Rules) -> None:
+        """Follow other rules: have the remotes that they name, and no others."""
+        old, outbounds = dict(self._following.outbounds), dict[str, Outbound]()
+        for name, remote in rules.remotes.items():
             same = old.get(name)
             if same is not None and same.remote == remote:
-                self._outbounds[name] = old.pop(name)
+                outbounds[name] = old.pop(name)
                 continue
-            self._outbounds[name] = Outbound(
+            outbounds[name] = Outbound(
                 self._pool,
                 name,
                 remote,
@@ -416,15 +418,17 @@ class Keeper:
                 note=self._note,
                 say=self._tell,
             )
-            if self._thread is not None:
-                self._outbounds[name].start()
+        before, self._following = self._following, _Following(text, rules, outbounds)
+        for name, outbound in outbounds.items():
+            if self._thread is not None and outbound is not before.outbounds.get(name):
+                outbound.start()
         for outbound in old.values():
             outbound.stop()
 
     def _belonging(self, remote: str) -> list[ObjectRecord]:
         """Give the snapshots that a remote is to have."""
         objects = self._pool.objects()
-        rules = self._rules
+        rules = self._following.rules
         return [
             it
             for name, policy in rules.policies.items()
@@ -436,11 +440,25 @@ class Keeper:
         with self._noting:
             if self._known.get(name) == known:
                 return
-            self._known = {
-                **{it: held for it, held in self._known.items() if it in self._rules.remotes},
-                name: known,
-            }
+            remotes = self._following.rules.remotes
+            others = {it: held for it, held in self._known.items() if it in remotes}
+            self._known = others | {name: known}
             write_known(self._path, self._known)
+
+
+def _held(following: _Following, objects: Sequence[ObjectRecord], now_ns: int) -> Held:
+    held: dict[str, str] = {}
+    for name, policy in following.rules.policies.items():
+        snapshots = snapshots_of(name, objects) if policy.remotes else []
+        for remote in policy.remotes:
+            held.update(following.outbounds[remote].holds(snapshots, now_ns))
+
+    def why(it: ObjectRecord) -> str | None:
+        if it.lock is not None:
+            return "locked"
+        return "attached" if it.attached_count else held.get(it.uuid)
+
+    return why
 
 
 def _keep_text(policy: Policy) -> str:

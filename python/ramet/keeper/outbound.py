@@ -13,7 +13,8 @@ from ramet.errors import RametError
 from ramet.keeper.files import Known
 from ramet.keeper.status import RemoteStatus
 from ramet.policies import Remote
-from ramet.replication import How, Link, Sent, bases_of, have_of, missing, sync
+from ramet.pool.transfers import BLOCK_BYTES
+from ramet.replication import How, Link, bases_of, have_of, missing, sync
 from ramet.replication.sync import Progress
 from ramet.units import parse_duration, parse_size
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ramet.pool import Pool
     from ramet.records import ObjectRecord
 
-BLOCK_BYTES = 4096
 RETRY_SECONDS_MIN = 10.0
 RETRY_SECONDS_MAX = 3600.0
 IDLE_SECONDS_MAX = 3600.0  # So often a remote is asked for a sign of life, at least.
@@ -60,7 +60,6 @@ class Outbound:
         self._ended = threading.Event()
         self._failures_count = 0
         self.error: str | None = None
-        self.progress: tuple[int, int] | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -82,30 +81,22 @@ class Outbound:
         self.error = None
         self._wake.set()
 
-    def sync_once(self, progress: Progress | None = None) -> list[Sent]:
-        """Send what the remote has not.
+    def sync_once(self, progress: Progress | None = None) -> list[str]:
+        """Send what the remote has not. Result: the names of what was sent.
 
         Raises: what `sync` raises; what arrived by then stays.
         """
-
-        def told(done_bytes: int, total_bytes: int) -> None:
-            self.progress = (done_bytes, total_bytes)
-            if progress is not None:
-                progress(done_bytes, total_bytes)
-
         with self._sending:
-            sent = []
+            sent = list[str]()
             try:
                 self._ask()
                 assert self._have is not None, "it was asked"
-                for it in sync(self._pool, self._link, self._choose, self._have, told):
-                    sent.append(it)
+                for names in sync(self._pool, self._link, self._choose, self._have, progress):
+                    sent += names
                     self._learn()
             except BaseException:
                 self._have = None
                 raise
-            finally:
-                self.progress = None
         self.error = None
         return sent
 
@@ -114,13 +105,8 @@ class Outbound:
 
         Example: outbound.holds([], 0)
         """
-        known = self._known
-        if known is None:
-            return {it.uuid: f"remote '{self.name}' was not reached yet" for it in snapshots}
-        if self._gives_up(known, snapshots, now_ns):
-            return {}
-        bases = bases_of(snapshots, known.have)
-        return {it.uuid: f"base of remote '{self.name}'" for it in bases.values()}
+        bases, why = self._bases(snapshots)
+        return {} if self._gives_up(bases, now_ns) else {it.uuid: why for it in bases}
 
     def status(self, now_ns: int) -> RemoteStatus:
         """Say how far behind it is; compares maps of what is to be sent."""
@@ -129,7 +115,8 @@ class Outbound:
         have = known.have if known is not None else frozenset[str]()
         groups = missing(chosen, objects, have)
         oldest = min((it.created_ns for it in groups), default=None)
-        note = self._gives_up(known, chosen, now_ns) if known is not None else None
+        bases, _ = self._bases(chosen)
+        note = self._gives_up(bases, now_ns)
         return RemoteStatus(
             name=self.name,
             url=self.remote.url,
@@ -137,7 +124,7 @@ class Outbound:
             lag_seconds=max(0.0, (now_ns - oldest) / _NANOSECONDS) if oldest is not None else 0.0,
             lag_count=sum(len(it.snapshots) for it in groups),
             lag_bytes=sum(self._changed_bytes(*pair) for it in groups for pair in it.pairs),
-            held_count=len(self.holds(chosen, now_ns)),
+            held_count=0 if note else len(bases),
             is_sending=self._sending.locked(),
             error=self.error,
             note=note,
@@ -150,7 +137,7 @@ class Outbound:
             try:
                 self.sync_once()
                 self._failures_count = 0
-            except RametError as error:
+            except Exception as error:  # noqa: BLE001 - a remote must not fall behind in silence.
                 if self._ended.is_set():
                     return
                 if self._failures_count == 0:
@@ -172,18 +159,25 @@ class Outbound:
         self._known = Known(self.remote.url, time.time_ns(), here)
         self._note(self.name, self._known)
 
-    def _gives_up(
-        self, known: Known, snapshots: Sequence["ObjectRecord"], now_ns: int
-    ) -> str | None:
+    def _bases(self, snapshots: Sequence["ObjectRecord"]) -> tuple[list["ObjectRecord"], str]:
+        """Give what the remote may need as bases, and why: any, where it was not reached yet."""
+        if self._known is None:
+            return list(snapshots), f"remote '{self.name}' was not reached yet"
+        bases = bases_of(snapshots, self._known.have)
+        return list(bases.values()), f"base of remote '{self.name}'"
+
+    def _gives_up(self, bases: Sequence["ObjectRecord"], now_ns: int) -> str | None:
         """Say why bases are not kept any longer; None: they are."""
-        bases = [it.uuid for it in bases_of(snapshots, known.have).values()]
+        if not bases:
+            return None
         then = "bases are given up, and what follows goes whole"
         if self.remote.hold is not None:
-            away = (now_ns - known.reached_ns) / _NANOSECONDS
-            if away > parse_duration(self.remote.hold):
+            oldest_ns = min(it.created_ns for it in bases)
+            reached_ns = self._known.reached_ns if self._known is not None else oldest_ns
+            if (now_ns - reached_ns) / _NANOSECONDS > parse_duration(self.remote.hold):
                 return f"not reached for longer than {self.remote.hold}: {then}"
         most = self.remote.hold_size
-        if most is not None and bases and self._pool.frees(bases) > parse_size(most):
+        if most is not None and self._pool.frees([it.uuid for it in bases]) > parse_size(most):
             return f"bases hold more than {most}: {then}"
         return None
 

@@ -17,7 +17,7 @@ from ramet.replication.receiver import (
     receive,
 )
 from ramet.replication.sender import send
-from ramet.replication.sync import Sent, have_of, sync
+from ramet.replication.sync import have_of, sync
 
 __all__ = [
     "FileSnapshot",
@@ -26,7 +26,6 @@ __all__ = [
     "Incomplete",
     "Link",
     "Received",
-    "Sent",
     "abandon",
     "bases_of",
     "have_of",

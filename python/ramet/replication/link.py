@@ -1,6 +1,6 @@
 """A remote, as a command that stands before ramet's own words: asked, and sent to.
 
-Imports errors and the standard library. Invariants: what is said to a remote cannot delete there;
+Imports errors and frames. Invariants: what is said to a remote cannot delete there;
 no process outlives `stop`; what a remote answers is data of a stranger: it is parsed, checked, and
 never run.
 """
@@ -10,18 +10,16 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from ramet.errors import RametError, UnavailableError, from_json
+from ramet.frames import PacedWriter
 
 ASK_SECONDS_MAX = 60.0
 ERROR_BYTES_MAX = 4096
 END_SECONDS_MAX = 2.0
-WRITE_BYTES_MAX = 1 << 20
-WRITES_PER_SECOND = 10  # With a rate, so much is written at once: a tenth of a second.
 
 
 class How(NamedTuple):
@@ -89,7 +87,9 @@ class Link:
             # Where the remote refuses, it says why, and reads no more.
             with suppress(BrokenPipeError):
                 assert stdin is not None, "it is a pipe"
-                _write(stdin, pieces, self.how.rate)
+                writer = PacedWriter(stdin.fileno(), self.how.rate)
+                for piece in pieces:
+                    writer.write(piece)
                 stdin.close()
             process.wait()
             for it in drains:
@@ -162,20 +162,6 @@ class Link:
             f"remote '{self.name}' answered {begun!r}, not JSON;"
             " hint: its shell must print nothing; the same version of Ramet on both sides",
         )
-
-
-def _write(out: IO[bytes], pieces: Iterable[bytes], rate: int | None) -> None:
-    started, written = time.monotonic(), 0
-    most = WRITE_BYTES_MAX if rate is None else max(1, rate // WRITES_PER_SECOND)
-    descriptor = out.fileno()
-    for piece in pieces:
-        view = memoryview(piece)
-        while view:
-            length = os.write(descriptor, view[:most])
-            view = view[length:]
-            written += length
-            if rate is not None:
-                time.sleep(max(0.0, started + written / rate - time.monotonic()))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,6 @@ again before anything else is sent.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from ramet.errors import InvalidError, NotFoundError, RametError, UnavailableError
 from ramet.frames import Piece
@@ -18,15 +17,6 @@ from ramet.replication.sender import send
 
 # Is told bytes of data sent, and how many there will be in this stream.
 Progress = Callable[[int, int], None]
-
-
-class Sent(NamedTuple):
-    """A group that arrived."""
-
-    names: list[str]
-    data_bytes: int
-    is_whole: bool
-    """Whether any of it went without a base."""
 
 
 def have_of(link: Link, pool_uuid: str) -> set[str]:
@@ -59,8 +49,8 @@ def sync(
     choose: Callable[[], Sequence[ObjectRecord]],
     have: set[str],
     progress: Progress | None = None,
-) -> Iterator[Sent]:
-    """Send what a remote has not, group by group, and give each that arrived.
+) -> Iterator[list[str]]:
+    """Send what a remote has not, group by group, and give the names of each that arrived.
 
     `choose`: gives the snapshots that belong there, asked before each group: what was deleted
     meanwhile is not sent. `have`: UUIDs of what the remote has; what arrives is added.
@@ -73,25 +63,23 @@ def sync(
         groups = missing([it for it in choose() if it.uuid in objects], objects, have)
         if not groups:
             return
-        sent = _send_group(pool, link, groups[0], resume=is_first, progress=progress)
-        have.update(it.uuid for it in groups[0].snapshots)
+        arrived = groups[0].snapshots
+        _send_group(pool, link, groups[0], resume=is_first, progress=progress)
+        have.update(it.uuid for it in arrived)
         is_first = False
-        yield sent
+        yield [it.name for it in arrived]
 
 
 def _send_group(
     pool: Pool, link: Link, group: Group, *, resume: bool, progress: Progress | None
-) -> Sent:
+) -> None:
     snapshots = [it.uuid for it in group.snapshots]
     bases = [None if it is None else it.uuid for it in group.bases]
     token = _token(link, snapshots[0]) if resume else ""
-    total = 0
 
     def pieces(token: str | None) -> Iterator[bytes]:
-        nonlocal total
         given: Iterator[Piece] = send(pool, snapshots, bases, zstd=link.how.zstd, resume=token)
         for piece in given:
-            total = piece.total_bytes
             if progress is not None:
                 progress(piece.done_bytes, piece.total_bytes)
             yield piece.content
@@ -104,7 +92,6 @@ def _send_group(
         # What arrived was of other bases: it is of no use.
         link.ask("receive", "--abandon", snapshots[0])
         link.receive(pieces(None))
-    return Sent([it.name for it in group.snapshots], total, None in bases)
 
 
 def _token(link: Link, what: str) -> str:
