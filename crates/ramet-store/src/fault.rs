@@ -31,6 +31,8 @@ pub enum Operation {
     CreateDirectory,
     /// `Store::rename`.
     Rename,
+    /// `Store::exchange`.
+    Exchange,
     /// `Store::remove`.
     Remove,
     /// `Store::sync_directory`.
@@ -333,6 +335,14 @@ impl Store for FaultStore {
             let inode = world.disk.names.check_rename(from, to)?;
             world.disk.rename(from, to, inode);
             Ok(())
+        })
+    }
+
+    fn exchange(&self, one: &str, other: &str) -> Result<bool> {
+        self.perform(Operation::Exchange, "exchange", one, |world| {
+            let inodes = world.disk.names.check_exchange(one, other)?;
+            world.disk.exchange(one, other, inodes);
+            Ok(true)
         })
     }
 

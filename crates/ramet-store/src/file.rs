@@ -5,7 +5,7 @@
 
 use crate::memory::whole_pages;
 use crate::{File, Lock, LockMode, Moment, Result, Store, StoreError};
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -285,6 +285,16 @@ impl Store for FileStore {
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         let (from, to) = (self.full(from), self.full(to));
         retried(|| rustix::fs::rename(&from, &to)).map_err(|errno| failure("rename", &from, errno))
+    }
+
+    fn exchange(&self, one: &str, other: &str) -> Result<bool> {
+        let (one, other) = (self.full(one), self.full(other));
+        let (here, flags) = (rustix::fs::CWD, RenameFlags::EXCHANGE);
+        match retried(|| rustix::fs::renameat_with(here, &one, here, &other, flags)) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(false),
+            Err(errno) => Err(failure("exchange", &one, errno)),
+        }
     }
 
     fn remove(&self, path: &str) -> Result<()> {

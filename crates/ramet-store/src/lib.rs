@@ -157,6 +157,17 @@ pub trait Store: Send + Sync {
     /// `NotFound`, `Full`, `ReadOnly`, `Io`.
     fn rename(&self, from: &str, to: &str) -> Result<()>;
 
+    /// Give two files each other's name, at once. Result: whether the medium can; where it cannot,
+    /// nothing happens.
+    ///
+    /// # Errors
+    /// `NotFound`, `Full`, `ReadOnly`, `Io`.
+    ///
+    /// # Durability
+    /// As a rename from `one` to `other`: after `sync_directory` of the directory of `other` both
+    /// names are durable.
+    fn exchange(&self, one: &str, other: &str) -> Result<bool>;
+
     /// Remove a file. Those that have it open may go on reading it.
     ///
     /// # Errors

@@ -295,6 +295,17 @@ impl Store for LimitStore {
         Ok(())
     }
 
+    fn exchange(&self, one: &str, other: &str) -> Result<bool> {
+        let exchanged = self.inner.exchange(one, other)?;
+        if exchanged {
+            let files = &mut *self.files.lock();
+            let (before, after) = (files.remove(one), files.remove(other));
+            files.extend(before.map(|known| (other.to_string(), known)));
+            files.extend(after.map(|known| (one.to_string(), known)));
+        }
+        Ok(exchanged)
+    }
+
     fn remove(&self, path: &str) -> Result<()> {
         self.inner.remove(path)?;
         let known = self.files.lock().remove(path);

@@ -91,6 +91,14 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn exchange(&self, one: &str, other: &str) -> Result<bool> {
+        let mut names = self.names.lock();
+        let (first, second) = names.check_exchange(one, other)?;
+        names.insert(one, Entry::File(second));
+        names.insert(other, Entry::File(first));
+        Ok(true)
+    }
+
     fn remove(&self, path: &str) -> Result<()> {
         let mut names = self.names.lock();
         names.find_file(path, "remove")?;
@@ -390,6 +398,11 @@ impl<T: Clone> Names<T> {
             return Err(failed("rename", &self.full(to), Errno::ISDIR));
         }
         Ok(file)
+    }
+
+    /// The files that an exchange moves.
+    pub(crate) fn check_exchange(&self, one: &str, other: &str) -> Result<(T, T)> {
+        Ok((self.find_file(one, "exchange")?, self.find_file(other, "exchange")?))
     }
 
     /// Names of the files right in a directory, sorted as the map is.

@@ -78,6 +78,7 @@ conformance! {
     directories_are_made_with_those_above_them_and_again
     a_list_has_the_files_right_there_sorted
     a_rename_replaces_what_has_the_name
+    an_exchange_gives_two_files_each_others_name
     a_removed_file_is_read_on_by_those_that_have_it_open
     syncs_succeed
     one_writer_excludes_everybody
@@ -249,6 +250,20 @@ fn a_rename_replaces_what_has_the_name(store: &dyn Store) {
     assert_eq!(kind(store.rename("d/b", "d")), "io");
     store.rename("d/b", "d/b").expect("nothing to do");
     assert_eq!(content(store, "d/b")[..2], [3, 1]);
+}
+
+fn an_exchange_gives_two_files_each_others_name(store: &dyn Store) {
+    store.create_directory("d").expect("made");
+    let first = new_file(store, "a", &[1; 10]);
+    let second = new_file(store, "d/b", &[2; 9000]);
+    assert!(store.exchange("a", "d/b").expect("exchanged"));
+    assert_eq!((content(store, "a"), content(store, "d/b")), (vec![2; 9000], vec![1; 10]));
+    first.write_at(&[3], 0).expect("written");
+    second.write_at(&[4], 0).expect("written");
+    assert_eq!((content(store, "a")[0], content(store, "d/b")[0]), (4, 3));
+    assert_eq!(kind(store.exchange("a", "none")), "not found");
+    assert_eq!(kind(store.exchange("none", "a")), "not found");
+    assert_eq!(content(store, "a")[..2], [4, 2]);
 }
 
 fn a_removed_file_is_read_on_by_those_that_have_it_open(store: &dyn Store) {

@@ -133,6 +133,36 @@ fn a_rename_survives_whole_or_not_at_all() {
 }
 
 #[test]
+fn an_exchange_survives_whole_or_not_at_all() {
+    let (store, _) = with_zeros(1);
+    store.create_directory("d").expect("made");
+    store.create("d/b").expect("created").write_at(&[7], 0).expect("written");
+    store.open("d/b", false).expect("opened").sync().expect("synced");
+    store.sync_directory("").expect("synced");
+    store.sync_directory("d").expect("synced");
+    store.exchange("a", "d/b").expect("exchanged");
+    let contents = |kept| {
+        let after = store.crash(kept);
+        (content(&after, "a"), content(&after, "d/b"))
+    };
+    let seen: BTreeSet<_> = (0..SEEDS).map(|seed| contents(Kept::Random(seed))).collect();
+    assert_eq!(seen, BTreeSet::from([(vec![0], vec![7]), (vec![7], vec![0])]));
+}
+
+#[test]
+fn a_sync_of_the_directory_of_its_second_name_keeps_an_exchange() {
+    let (store, _) = with_zeros(1);
+    store.create_directory("d").expect("made");
+    store.create("d/b").expect("created").write_at(&[7], 0).expect("written");
+    store.open("d/b", false).expect("opened").sync().expect("synced");
+    store.sync_directory("").expect("synced");
+    store.exchange("a", "d/b").expect("exchanged");
+    store.sync_directory("d").expect("synced");
+    let after = store.crash(Kept::Nothing);
+    assert_eq!((content(&after, "a"), content(&after, "d/b")), (vec![7], vec![0]));
+}
+
+#[test]
 fn a_removal_may_be_undone_and_never_takes_another_file() {
     let (store, _) = with_zeros(1);
     store.rename("a", "b").expect("renamed");

@@ -101,3 +101,16 @@ fn threads_that_fill_a_store_together_never_take_more_than_there_is() {
     assert_eq!(sum, store.taken_bytes());
     assert_eq!(sum, 1000 * PAGE);
 }
+
+#[test]
+fn files_that_exchange_their_names_go_on_counting_what_each_of_them_takes() {
+    let store = limited(10);
+    store.create_directory("").expect("made");
+    store.create("a").expect("created").allocate(0, 2 * 4096).expect("room");
+    store.create("b").expect("created").allocate(0, 5 * 4096).expect("room");
+    store.exchange("a", "b").expect("exchanged");
+    store.remove("a").expect("removed");
+    assert_eq!(store.taken_bytes(), 2 * 4096);
+    store.remove("b").expect("removed");
+    assert_eq!(store.taken_bytes(), 0);
+}

@@ -3,7 +3,8 @@
 //!
 //! Pure. Invariants: what is durable is what was synced, and nothing else, until the power goes;
 //! then any subset of the changes may have got there as well, each write by itself, torn at
-//! sectors, each name by itself. A rename is one change: its file never has two names, nor none.
+//! sectors, each name by itself. A rename or an exchange is one change: no file ever has two names
+//! by it, nor none.
 
 use super::random::Random;
 use crate::memory::{Contents, Entry, Names, PAGE_BYTES, parent};
@@ -55,10 +56,27 @@ enum Change {
 /// A change of a name that no sync of its directory has covered.
 #[derive(Clone)]
 enum NameChange {
-    Directory { path: String },
-    Link { path: String, inode: Inode },
-    Unlink { path: String },
-    Rename { from: String, to: String, inode: Inode },
+    Directory {
+        path: String,
+    },
+    Link {
+        path: String,
+        inode: Inode,
+    },
+    Unlink {
+        path: String,
+    },
+    Rename {
+        from: String,
+        to: String,
+        inode: Inode,
+    },
+    /// `inodes` as they were before.
+    Exchange {
+        one: String,
+        other: String,
+        inodes: (Inode, Inode),
+    },
 }
 
 impl NameChange {
@@ -69,14 +87,17 @@ impl NameChange {
             NameChange::Directory { path }
             | NameChange::Link { path, .. }
             | NameChange::Unlink { path }
-            | NameChange::Rename { to: path, .. } => path,
+            | NameChange::Rename { to: path, .. }
+            | NameChange::Exchange { other: path, .. } => path,
         }
     }
 
     /// The other name it changes.
     fn path_before(&self) -> Option<&str> {
         match self {
-            NameChange::Rename { from, .. } => Some(from),
+            NameChange::Rename { from: path, .. } | NameChange::Exchange { one: path, .. } => {
+                Some(path)
+            }
             NameChange::Directory { .. } | NameChange::Link { .. } | NameChange::Unlink { .. } => {
                 None
             }
@@ -91,6 +112,10 @@ impl NameChange {
             NameChange::Rename { from, to, inode } => {
                 names.remove(from);
                 names.insert(to, Entry::File(*inode));
+            }
+            NameChange::Exchange { one, other, inodes } => {
+                names.insert(one, Entry::File(inodes.1));
+                names.insert(other, Entry::File(inodes.0));
             }
         }
     }
@@ -266,6 +291,11 @@ impl Disk {
     pub(super) fn rename(&mut self, from: &str, to: &str, inode: Inode) {
         let (from, to) = (from.to_string(), to.to_string());
         self.change_names(NameChange::Rename { from, to, inode });
+    }
+
+    pub(super) fn exchange(&mut self, one: &str, other: &str, inodes: (Inode, Inode)) {
+        let (one, other) = (one.to_string(), other.to_string());
+        self.change_names(NameChange::Exchange { one, other, inodes });
     }
 
     pub(super) fn remove(&mut self, path: &str) {
