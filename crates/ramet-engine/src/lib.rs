@@ -30,6 +30,7 @@ mod receive;
 mod reclaim;
 mod record;
 mod reserve;
+mod reuse;
 mod root;
 mod scrub;
 mod space;

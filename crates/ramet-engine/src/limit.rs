@@ -35,6 +35,7 @@ impl Engine {
     pub fn set_limit(&self, limit_bytes: Option<u64>) -> Result<(), EngineError> {
         let _commands = self.commands.lock();
         self.log.check_writable()?;
+        self.release_spares();
         let before = self.limited.try_set_limit(limit_bytes).map_err(|taken_bytes| {
             let limit_bytes = limit_bytes.unwrap_or_default();
             let text = format!(

@@ -9,6 +9,7 @@ use crate::checkpoint::Aim;
 use crate::engine::Engine;
 use crate::nodes::count::{self, Counted, PageRuns, bytes_of};
 use crate::object::Object;
+use crate::reuse::RENEWABLE_MAX;
 use parking_lot::Mutex;
 use ramet_log::format::node::{NodeFileKind, UNIT_BYTES};
 use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet};
@@ -36,7 +37,7 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// See the head of this file.
 #[derive(Default)]
 pub(crate) struct Reclaim {
-    due: Mutex<Due>,
+    pub(crate) due: Mutex<Due>,
     /// Who walks maps that may end meanwhile: nothing is given back while one does.
     pins: AtomicUsize,
     /// Who reads the files beside the engine: the same, until space is wanted. True while it holds.
@@ -91,10 +92,12 @@ pub struct ObjectSpace {
 
 /// What the checkpoints of both slots allow.
 #[derive(Default)]
-struct Due {
-    remove: Vec<SegmentId>,
+pub(crate) struct Due {
+    pub(crate) remove: Vec<SegmentId>,
     remove_nodes: Vec<SegmentId>,
-    thin: BTreeMap<SegmentId, SlotSet>,
+    pub(crate) thin: BTreeMap<SegmentId, SlotSet>,
+    /// Those of them whose files may be used again.
+    pub(crate) renew: BTreeMap<SegmentId, SlotSet>,
     nodes: BTreeMap<SegmentId, PageRuns>,
     /// Files of nodes that the next checkpoint is to leave out.
     dead_node_files: BTreeSet<SegmentId>,
@@ -114,12 +117,16 @@ impl Drop for Pin<'_> {
 pub(crate) struct Found {
     pub(crate) dropped: Vec<SegmentId>,
     pub(crate) thinned: Vec<(SegmentId, SlotSet)>,
+    pub(crate) renewable: Vec<(SegmentId, SlotSet)>,
+    /// Whether more of what is found may wait.
+    pub(crate) is_patient: bool,
     pub(crate) node_files: BTreeSet<SegmentId>,
 }
 
 impl Found {
     pub(crate) fn is_empty(&self) -> bool {
-        self.dropped.is_empty() && self.thinned.is_empty() && self.node_files.is_empty()
+        let none = self.dropped.is_empty() && self.node_files.is_empty();
+        none && self.thinned.is_empty() && self.renewable.is_empty()
     }
 }
 
@@ -159,7 +166,17 @@ impl Reclaim {
             due.dead_node_files.remove(id);
         }
         due.remove_nodes.extend(found.node_files);
-        due.thin.extend(found.thinned);
+        due.renew.extend(found.renewable);
+        for (id, dead) in found.thinned {
+            // More of it is dead than was when it began to wait.
+            match due.renew.get_mut(&id) {
+                Some(before) => *before = dead,
+                None => drop(due.thin.insert(id, dead)),
+            }
+        }
+        if !found.is_patient {
+            due.stop_renewing();
+        }
     }
 
     /// Pages of node files that no map of either slot's checkpoint reaches; `whole`: files of which
@@ -193,15 +210,17 @@ impl Reclaim {
     pub(crate) fn is_due(&self) -> bool {
         let due = self.due.lock();
         let none = due.remove.is_empty() && due.remove_nodes.is_empty();
-        !(none && due.thin.is_empty() && due.nodes.is_empty())
+        let may_wait = due.renew.len() <= RENEWABLE_MAX;
+        !(none && due.thin.is_empty() && may_wait && due.nodes.is_empty())
     }
 }
 
 /// What a step of reclaim sees to.
-enum Work {
+pub(crate) enum Work {
     Remove(Vec<SegmentId>),
     RemoveNodes(Vec<SegmentId>),
     Thin(SegmentId, SlotSet),
+    Renew(SegmentId, SlotSet),
     Nodes(SegmentId, PageRuns),
 }
 
@@ -218,6 +237,7 @@ impl Engine {
         if self.count_is_due(now) {
             self.count_nodes()?;
         }
+        self.see_to_spares()?;
         self.give_some_back()?;
         // One at a time, with time between: a file that shrinks makes the file system write its
         // journal, which the flushes of clients wait for.
@@ -257,7 +277,7 @@ impl Engine {
         self.reclaim.holds.lock().remove(&number);
     }
 
-    fn may_reclaim(&self) -> bool {
+    pub(crate) fn may_reclaim(&self) -> bool {
         !self.log.read_only() && self.log.poisoned().is_none() && self.log.check_open().is_ok()
     }
 
@@ -294,6 +314,10 @@ impl Engine {
                     return Ok(so_far());
                 }
             }
+        }
+        {
+            let _stepping = self.reclaim.stepping.lock();
+            self.stop_renewing()?;
         }
         if all && !self.reclaim.is_pinned() {
             let bytes = self.log.give_room_back()? + self.log.cut_tails()?;
@@ -404,7 +428,7 @@ impl Engine {
         self.give_back(work)?;
         // The first that comes back is kept for the next time.
         let _ = self.fill_reserve();
-        Ok(reclaim.is_due())
+        Ok(self.reclaim.is_due())
     }
 
     fn next_work(&self) -> Option<Work> {
@@ -422,10 +446,13 @@ impl Engine {
         if let Some((id, dead)) = due.thin.pop_first() {
             return Some(Work::Thin(id, dead));
         }
+        if due.renew.len() > RENEWABLE_MAX {
+            return due.renew.pop_first().map(|(id, dead)| Work::Thin(id, dead));
+        }
         due.nodes.pop_first().map(|(id, pages)| Work::Nodes(id, pages))
     }
 
-    fn give_back(&self, work: Work) -> Result<()> {
+    pub(crate) fn give_back(&self, work: Work) -> Result<()> {
         let reclaim = &self.reclaim;
         let came_back = |bytes| reclaim.given_back_bytes.fetch_add(bytes, Ordering::Relaxed);
         match work {
@@ -438,6 +465,11 @@ impl Engine {
                     came_back(self.nodes.files.remove(*id)?);
                 }
                 self.drop_hashes(&ids);
+            }
+            Work::Renew(id, dead) => {
+                if !self.log.renew(id, &dead)? {
+                    reclaim.due.lock().thin.insert(id, dead);
+                }
             }
             Work::Thin(id, dead) => match self.log.thin(id, &dead)? {
                 Some(bytes) => {

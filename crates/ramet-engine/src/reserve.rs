@@ -55,7 +55,11 @@ impl Engine {
             return Ok(());
         }
         let _changing = reserve.changing.lock();
-        if let Err(error) = reserve.allocate(self.log.store()) {
+        let mut allocated = reserve.allocate(self.log.store());
+        if matches!(allocated, Err(StoreError::Full { .. })) && self.release_spares() {
+            allocated = reserve.allocate(self.log.store());
+        }
+        if let Err(error) = allocated {
             // What was allocated of it is better left to others.
             let _ = self.log.store().remove(PATH);
             return Err(LogError::from(error).into());
@@ -81,9 +85,16 @@ impl Engine {
         &self,
         mut work: impl FnMut() -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
-        match work() {
-            Err(error) if error.kind == crate::Kind::Full && self.release_reserve() => work(),
-            done => done,
+        let is_full = |done: &Result<T, EngineError>| {
+            done.as_ref().is_err_and(|error| error.kind == crate::Kind::Full)
+        };
+        let mut done = work();
+        // What is kept for speed goes first.
+        for release in [Self::release_spares, Self::release_reserve] {
+            if is_full(&done) && release(self) {
+                done = work();
+            }
         }
+        done
     }
 }

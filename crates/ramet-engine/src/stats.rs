@@ -47,6 +47,10 @@ pub struct Stats {
     pub sealed_count: u64,
     /// See `syncs_count`.
     pub replayed_count: u64,
+    /// Segments that were begun in the file of a dead one, since opening.
+    pub reused_count: u64,
+    /// Bytes of files of dead segments that are kept for those to come.
+    pub spare_bytes: u64,
     /// Checkpoints written since opening.
     pub checkpoints_count: u64,
     /// Map nodes loaded, taken out of memory, written since opening.
@@ -148,6 +152,8 @@ impl Engine {
             written_bytes: counters.written_bytes.load(Ordering::Relaxed),
             sealed_count: counters.sealed.load(Ordering::Relaxed),
             replayed_count: counters.replayed.load(Ordering::Relaxed),
+            reused_count: counters.reused.load(Ordering::Relaxed),
+            spare_bytes: self.log.spare_bytes(),
             checkpoints_count: self.counters.checkpoints.load(Ordering::Relaxed),
             nodes_loaded_count: self.nodes.counters.loaded.load(Ordering::Relaxed),
             nodes_evicted_count: self.nodes.counters.evicted.load(Ordering::Relaxed),

@@ -19,6 +19,9 @@ use ramet_store::{File, Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
+/// Slots read at a time where each of them may be a header: 256 KiB.
+const WINDOW_SLOTS: u32 = 64;
+
 /// All segments of a log, by id.
 pub(crate) struct Chain {
     found: BTreeMap<SegmentId, std::result::Result<SegmentHeader, HeaderFault>>,
@@ -316,7 +319,7 @@ pub(crate) fn epoch_of_nodes(store: &dyn Store, newest: &Commit) -> Result<u64> 
     Ok(epoch)
 }
 
-fn check_header(
+pub(crate) fn check_header(
     page: &[u8],
     id: SegmentId,
     seed: u64,
@@ -404,17 +407,43 @@ fn columns_verify(columns: &[u8], trailer: &Trailer, nonce: u64) -> bool {
     })
 }
 
+/// Slots of a file that were read together.
+#[derive(Default)]
+struct Window {
+    first_slot: u32,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// A slot's page, which is read with those behind it, `count` in all; `None` where the file
+    /// ends before.
+    fn page(&mut self, file: &dyn File, slot: u32, count: u32) -> Result<Option<&[u8]>> {
+        let at = |first: u32| (slot - first) as usize * BLOCK_BYTES;
+        if slot < self.first_slot || at(self.first_slot) >= self.bytes.len() {
+            self.first_slot = slot;
+            self.bytes.resize(count as usize * BLOCK_BYTES, 0);
+            if !read_whole(file, &mut self.bytes, u64::from(slot) * BLOCK_BYTES_U64)? {
+                self.bytes.clear();
+                return Ok(None);
+            }
+        }
+        let at = at(self.first_slot);
+        Ok(self.bytes.get(at..at + BLOCK_BYTES))
+    }
+}
+
 /// Follow the headers from slot 1; after a bad place every slot is tried, for what it says is
 /// durable.
 fn scan(file: &dyn File, length: u64, header: &SegmentHeader, loaded: &mut Loaded) -> Result<()> {
     let slots = header.slots_count.min(u32::try_from(length / BLOCK_BYTES_U64).unwrap_or(u32::MAX));
-    let mut page = vec![0; BLOCK_BYTES];
+    let mut window = Window::default();
     let (mut slot, mut broken) = (1, false);
     while slot < slots {
-        let read = read_whole(file, &mut page, u64::from(slot) * BLOCK_BYTES_U64)?;
-        let batch = read
-            .then(|| BatchHeader::decode(&page, header.nonce, header.segment.slot(slot)))
-            .flatten();
+        // Behind a bad place all slots are looked at: in a file that was used before, many.
+        let count = if broken { WINDOW_SLOTS.min(slots - slot) } else { 1 };
+        let page = window.page(file, slot, count)?;
+        let batch = page
+            .and_then(|page| BatchHeader::decode(page, header.nonce, header.segment.slot(slot)));
         let Some(batch) = batch.filter(|batch| batch.slots_count <= slots - slot) else {
             broken = true;
             slot += 1;

@@ -327,7 +327,10 @@ impl WriteOut {
             Some(end) if end.segment.id == segment.id => {
                 end.slot = slot;
             }
-            end => *end = Some(End { segment, file, slot, ahead_slot: slot }),
+            end => {
+                let ahead_slot = segment.filled.load(Ordering::Acquire).max(slot);
+                *end = Some(End { segment, file, slot, ahead_slot });
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ mod replay;
 mod reread;
 mod room;
 mod segment;
+mod spare;
 mod staging;
 mod superblock;
 mod tail;

@@ -14,6 +14,7 @@ use crate::helper::Bell;
 use crate::pages::PageCache;
 use crate::room::RoomState;
 use crate::segment::{Segment, SegmentEntry};
+use crate::spare::Spares;
 use crate::staging::ChunkPool;
 use crate::tail::Job;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Locator, Position, SegmentId, Sequence};
@@ -36,6 +37,10 @@ pub struct Counters {
     pub syncs: AtomicU64,
     /// Bytes handed to segment files.
     pub written_bytes: AtomicU64,
+    /// Segments begun, and those of them in the file of a dead one.
+    pub begun: AtomicU64,
+    /// See `begun`.
+    pub reused: AtomicU64,
     /// Segments sealed.
     pub sealed: AtomicU64,
     /// Batches replayed at opening.
@@ -68,6 +73,7 @@ pub struct Log {
     pub(crate) room: Mutex<RoomState>,
     pub(crate) bell: Arc<Bell>,
     pub(crate) pages: PageCache,
+    pub(crate) spares: Spares,
     /// Segments with an open file, oldest first.
     open_files: Mutex<VecDeque<Weak<Segment>>>,
     /// How the log has worked.
@@ -119,6 +125,7 @@ impl Log {
             room: Mutex::new(found.room),
             bell: Arc::default(),
             pages: PageCache::new(found.pages_bytes),
+            spares: Spares::default(),
             open_files: Mutex::new(VecDeque::new()),
             counters: Counters { replayed: AtomicU64::new(found.replayed), ..Counters::default() },
             appended: AtomicU64::new(last.0),
@@ -298,7 +305,10 @@ impl Log {
         let mut idle = self.idle_since.lock();
         if idle.0 != appended {
             *idle = (appended, now);
-        } else if now.duration_since(idle.1) >= IDLE {
+        }
+        let begun = self.counters.begun.load(Ordering::Relaxed);
+        self.spares.note_pace(now, begun, now.duration_since(idle.1));
+        if now.duration_since(idle.1) >= IDLE {
             if durable < appended {
                 drop(idle);
                 self.commit(appended)?;
@@ -354,10 +364,12 @@ impl Log {
         let removed = unused
             .iter()
             .filter(|_| removes)
-            .try_for_each(|segment| self.store.remove(&segment.path));
+            .try_for_each(|segment| self.store.remove(&segment.path))
+            .map_err(LogError::from)
+            .and_then(|()| if removes { self.drop_spares().map(drop) } else { Ok(()) });
         drop(room);
         *self.lock.lock() = None;
-        Ok(removed?)
+        removed
     }
 
     /// Refuse where nothing may be written.

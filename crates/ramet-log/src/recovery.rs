@@ -176,6 +176,9 @@ impl Log {
             read_only,
             pages_bytes,
         });
+        if !read_only {
+            crate::spare::remove_left(log.store(), log.seed(), log.uuid())?;
+        }
         match &mut loss {
             Some(loss) => log.begin_after_loss(loss, noted, &chain)?,
             None if read_only => {}

@@ -9,6 +9,7 @@ use crate::error::{LogError, Result};
 use crate::format::segment::{LogEnd, SegmentHeader};
 use crate::log::Log;
 use crate::segment::{Segment, SegmentEntry, segment_path};
+use crate::spare::{Spare, fresh_nonce};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, COUNTERS_MAX, EPOCH_MAX, SLOTS_MAX, SegmentId};
 use ramet_store::StoreError;
 use std::sync::Arc;
@@ -36,6 +37,16 @@ pub(crate) struct RoomState {
 impl Log {
     /// Allocate more of the open segment or prepare the next one, so that `slots` fit.
     pub(crate) fn make_room(&self, slots: u32, contiguous: bool) -> Result<()> {
+        match self.try_make_room(slots, contiguous) {
+            // What is kept for later is wanted now.
+            Err(LogError::Store(StoreError::Full { .. })) if self.drop_spares()? > 0 => {
+                self.try_make_room(slots, contiguous)
+            }
+            made => made,
+        }
+    }
+
+    fn try_make_room(&self, slots: u32, contiguous: bool) -> Result<()> {
         let mut state = self.room.lock();
         self.check_writable()?;
         let (enough, growable) = {
@@ -188,9 +199,17 @@ impl Log {
     ) -> Result<Arc<Segment>> {
         assert!(slots_count <= SLOTS_MAX, "records are bounded below a segment's size");
         let opens = (!state.opened).then_some(state.end);
+        let usual = u64::from(slots_count) * BLOCK_BYTES_U64 == self.descriptor().segment_bytes;
+        let spare = if usual { self.open_spare()? } else { None };
         let made = self.next_file(state, &segment_path).and_then(|(id, file)| {
-            let made =
-                self.write_header(id, file, state.previous, opens, slots_count, allocated_min);
+            let made = match spare {
+                Some((spare, old)) => {
+                    self.reuse(id, (spare, &*old), state.previous, opens, slots_count)
+                }
+                None => {
+                    self.write_header(id, file, state.previous, opens, slots_count, allocated_min)
+                }
+            };
             if made.is_err() {
                 // Nothing refers to the file yet; its id stays used.
                 let _ = self.store().remove(&segment_path(id));
@@ -241,6 +260,56 @@ impl Log {
         }
     }
 
+    fn header(
+        &self,
+        id: SegmentId,
+        before: Option<(SegmentId, u64)>,
+        previous: Option<SegmentId>,
+        opens: Option<LogEnd>,
+        slots_count: u32,
+    ) -> SegmentHeader {
+        let (log, incarnation) = self.identity();
+        SegmentHeader {
+            seed: self.seed(),
+            log,
+            incarnation,
+            nonce: fresh_nonce(id, before),
+            file: id,
+            segment: id,
+            reused: before.is_some(),
+            slots_count,
+            previous,
+            opens,
+        }
+    }
+
+    /// Make a segment of a file that was one, in the place of the empty one under its id.
+    fn reuse(
+        &self,
+        id: SegmentId,
+        (spare, old): (Spare, &dyn ramet_store::File),
+        previous: Option<SegmentId>,
+        opens: Option<LogEnd>,
+        slots_count: u32,
+    ) -> Result<Arc<Segment>> {
+        let header = self.header(id, Some(spare.before), previous, opens, slots_count);
+        let (nonce, page) = (header.nonce, header.encode());
+        let path = segment_path(id);
+        // The header is durable before the name is, which so never leads to the old one.
+        let written = old
+            .write_at(&page, 0)
+            .and_then(|()| old.sync())
+            .and_then(|()| self.store().rename(&spare.path, &path))
+            .and_then(|()| self.store().sync_directory("segments"))
+            .and_then(|()| self.store().open(&path, true));
+        let file = written.map_err(|error| self.poison(&error.to_string()))?;
+        let slots = spare.slots.min(slots_count);
+        let segment = Segment::open_for_append(id, nonce, slots_count, slots, file);
+        segment.filled.store(slots, Ordering::Release);
+        self.counters.reused.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(segment))
+    }
+
     fn write_header(
         &self,
         id: SegmentId,
@@ -250,19 +319,8 @@ impl Log {
         slots_count: u32,
         allocated_min: u32,
     ) -> Result<Arc<Segment>> {
-        let nonce = crate::log::random_u64();
-        let (log, incarnation) = self.identity();
-        let header = SegmentHeader {
-            seed: self.seed(),
-            log,
-            incarnation,
-            nonce,
-            file: id,
-            segment: id,
-            slots_count,
-            previous,
-            opens,
-        };
+        let header = self.header(id, None, previous, opens, slots_count);
+        let nonce = header.nonce;
         let allocated = STEP_SLOTS.max(allocated_min).min(slots_count);
         let segment = Segment::open_for_append(id, nonce, slots_count, allocated, file.clone());
         let least = if allocated_min == 0 { allocated } else { allocated_min };

@@ -31,6 +31,10 @@ pub(crate) struct Segment {
     /// Slots that count; zero while that is not known yet.
     used: AtomicU32,
     file: RwLock<Option<Arc<dyn File>>>,
+    /// Whether another file took the place of the first, see `Log::renew`.
+    exchanged: AtomicBool,
+    /// Slots below this hold bytes of an earlier segment, or of this one.
+    pub(crate) filled: AtomicU32,
     /// The checksums of all slots, while the segment is not sealed.
     checksums: RwLock<Option<Arc<[AtomicU32]>>>,
     /// Slots of an unsealed segment whose batches' headers do not verify.
@@ -137,6 +141,8 @@ impl Segment {
             written: AtomicU32::new(u32::MAX),
             used: AtomicU32::new(entry.used),
             file: RwLock::new(None),
+            exchanged: AtomicBool::new(false),
+            filled: AtomicU32::new(0),
             checksums: RwLock::new(None),
             unknown: OnceLock::new(),
             pages: Pages::default(),
@@ -192,8 +198,27 @@ impl Segment {
         if let Some(file) = &*self.file.read() {
             return Ok(file.clone());
         }
-        let file = store.open(&self.path, false)?;
-        Ok(self.file.write().get_or_insert(file).clone())
+        // Opened under the lock, so that nobody keeps a file that was exchanged meanwhile.
+        let mut held = self.file.write();
+        if let Some(file) = &*held {
+            return Ok(file.clone());
+        }
+        Ok(held.insert(store.open(&self.path, false)?).clone())
+    }
+
+    /// Put another file with the same living blocks in the place of this one's: `exchange` swaps
+    /// the names, and says whether it did. Result: what reads go through that have begun; `None`
+    /// where nothing was swapped.
+    pub(crate) fn exchange_file(
+        &self,
+        exchange: impl FnOnce() -> Result<bool>,
+    ) -> Result<Option<Option<Arc<dyn File>>>> {
+        let mut held = self.file.write();
+        if !exchange()? {
+            return Ok(None);
+        }
+        self.exchanged.store(true, Ordering::Release);
+        Ok(Some(held.take()))
     }
 
     /// The file, where it is open and holds this slot.
@@ -261,6 +286,24 @@ impl Segment {
     /// `Checksum` names the first slot that fails; `Lost` where the file or the slot is not there;
     /// `Store` where the medium fails.
     pub(crate) fn read(
+        &self,
+        store: &dyn Store,
+        cache: &PageCache,
+        seed: u64,
+        slot: u32,
+        block_index: u64,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        let exchanged = self.exchanged.load(Ordering::Acquire);
+        let read = self.read_now(store, cache, seed, slot, block_index, buffer);
+        if read.is_err() && exchanged != self.exchanged.load(Ordering::Acquire) {
+            // It went through the file that was there before, which may be written over by now.
+            return self.read_now(store, cache, seed, slot, block_index, buffer);
+        }
+        read
+    }
+
+    fn read_now(
         &self,
         store: &dyn Store,
         cache: &PageCache,

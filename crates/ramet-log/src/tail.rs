@@ -110,6 +110,7 @@ impl Tail {
         let prepared = self.prepared.iter().map(|segment| (segment.clone(), 1));
         let mut cut: Vec<_> = open.chain(prepared).collect();
         cut.retain(|(segment, slots)| {
+            segment.filled.fetch_min(*slots, Ordering::AcqRel);
             segment.allocated.fetch_min(*slots, Ordering::AcqRel) > *slots
         });
         cut
@@ -219,6 +220,7 @@ impl Tail {
         self.close_segment(log);
         let segment = self.prepared.pop_front().expect("the gate was entered with room");
         log.insert_segment(segment.clone());
+        log.counters.begun.fetch_add(1, Ordering::Relaxed);
         let table = segment.table();
         self.open = Some(Open {
             segment,

@@ -11,8 +11,12 @@ use crate::format::footer::{CHECKSUMS_PER_PAGE, JournalBatch, Trailer};
 use crate::format::segment::SegmentHeader;
 use crate::log::Log;
 use crate::segment::{Segment, segment_path};
+use crate::spare::{spare_path, whole_file};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
-use ramet_store::File;
+use ramet_store::{File, Store, StoreError};
+
+/// Bytes copied with one call.
+const COPIED_AT_ONCE: usize = 1 << 20;
 
 type Footer = Option<(Trailer, Option<Vec<JournalBatch>>)>;
 
@@ -47,7 +51,11 @@ impl Log {
     /// `Store` where a file cannot be removed: it is left to the next opening.
     pub fn remove_segments(&self, ids: &[SegmentId]) -> Result<u64> {
         let mut bytes = 0;
-        for path in ids.iter().map(|id| segment_path(*id)) {
+        for id in ids {
+            if self.keep_file(*id)? {
+                continue;
+            }
+            let path = segment_path(*id);
             bytes += self.store().open(&path, false)?.allocated_bytes()?;
             self.store().remove(&path)?;
         }
@@ -101,6 +109,63 @@ impl Log {
         Ok(Some(bytes_before.saturating_sub(file.allocated_bytes()?)))
     }
 
+    /// As `thin`, for a segment that is whole and nearly dead: what lives is copied into a file of
+    /// its own, which takes the segment's name, and the old file is kept for a segment to come.
+    /// Result: whether that was done; where it cannot be, nothing happened.
+    ///
+    /// # Errors
+    /// `Store` where the medium fails; nothing that lives was touched.
+    ///
+    /// # Durability
+    /// Durable on return.
+    pub fn renew(&self, id: SegmentId, dead: &SlotSet) -> Result<bool> {
+        let segment = self.segments.read().get(&id).cloned();
+        let Some(segment) = segment else { return Ok(false) };
+        let entry = segment.entry();
+        let path = spare_path(id);
+        let segment_bytes = self.descriptor().segment_bytes;
+        let untouched = entry.sealed && entry.thinned && segment.punched.lock().is_none();
+        if !untouched || entry.given_back != 0 || !self.wants_spares() {
+            return Ok(false);
+        }
+        let Some((header, slots)) = whole_file(self.store(), &segment.path, segment_bytes)? else {
+            return Ok(false);
+        };
+        let file = self.store().open(&segment.path, false)?;
+        let Some((trailer, Some(journal))) = self.footer(&*file, &segment)? else {
+            return Ok(false);
+        };
+        let mut gone = clipped(dead, entry.used);
+        add_what_holds_no_block(&mut gone, &journal, entry.used);
+        let copied = copy_living(self.store(), &*file, &path, &trailer, &gone);
+        match copied {
+            Ok(true) => {}
+            // What is there stays: it may be somebody's.
+            Ok(false) => return Ok(false),
+            Err(error) => {
+                let _ = self.store().remove(&path);
+                return if matches!(error, LogError::Store(StoreError::Full { .. })) {
+                    Ok(false)
+                } else {
+                    Err(error)
+                };
+            }
+        }
+        drop(file);
+        let exchanged =
+            segment.exchange_file(|| Ok(self.store().exchange(&path, &segment.path)?))?;
+        let Some(readers) = exchanged else {
+            self.store().remove(&path)?;
+            return Ok(false);
+        };
+        // Durable before the old file is written over: its bytes are living ones until then.
+        self.store().sync_directory("segments")?;
+        segment.set_given_back(entry.used.saturating_sub(1 + entry.living(count(dead))));
+        *segment.punched.lock() = Some(gone);
+        self.add_spare(id, header.nonce, readers, slots);
+        Ok(true)
+    }
+
     /// The footer of a sealed segment, without its journal where that is gone already.
     fn footer(&self, file: &dyn File, segment: &Segment) -> Result<Footer> {
         let mut page = vec![0; BLOCK_BYTES];
@@ -118,6 +183,59 @@ impl Log {
         let trailer = found.then(|| Trailer::decode(&page, header.nonce, header.segment)).flatten();
         Ok(trailer.map(|trailer| (trailer, None)))
     }
+}
+
+/// Make a file that is what thinning would leave of `file`: header, living blocks, their checksums
+/// and the trailer. False where something has its name.
+fn copy_living(
+    store: &dyn Store,
+    file: &dyn File,
+    path: &str,
+    trailer: &Trailer,
+    gone: &SlotSet,
+) -> Result<bool> {
+    let copy = match store.create(path) {
+        Err(StoreError::Exists { .. }) => return Ok(false),
+        copy => copy?,
+    };
+    let length = file.length_bytes()?;
+    copy.set_length(length)?;
+    let mut buffer = vec![0; COPIED_AT_ONCE];
+    let mut put = |first: u64, count: u64| -> Result<()> {
+        let (mut at, end) = (first * BLOCK_BYTES_U64, (first + count) * BLOCK_BYTES_U64);
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(COPIED_AT_ONCE);
+            file.read_at(&mut buffer[..length], at)?;
+            copy.write_at(&buffer[..length], at)?;
+            at += length as u64;
+        }
+        Ok(())
+    };
+    let mut living: SlotSet = gone.iter().map(|word| !word).collect();
+    let used = trailer.slots_count;
+    if let Some(last) = living.last_mut().filter(|_| !used.is_multiple_of(64)) {
+        *last &= (1 << (used % 64)) - 1;
+    }
+    for (first, count) in runs(&living) {
+        put(first, count)?;
+    }
+    for page in pages_in_use(trailer, gone) {
+        put(trailer.checksums_at / BLOCK_BYTES_U64 + u64::from(page), 1)?;
+    }
+    put(length / BLOCK_BYTES_U64 - 1, 1)?;
+    copy.sync()?;
+    Ok(true)
+}
+
+/// Pages of checksums that speak for a block that is there.
+fn pages_in_use(trailer: &Trailer, gone: &SlotSet) -> Vec<u32> {
+    let is_gone = |slot: u32| gone[slot as usize / 64] & (1 << (slot % 64)) != 0;
+    let in_use = |page: &u32| {
+        let slots = page * CHECKSUMS_PER_PAGE..((page + 1) * CHECKSUMS_PER_PAGE);
+        let mut slots = slots.start.max(1)..slots.end.min(trailer.slots_count);
+        !slots.all(is_gone)
+    };
+    (0..trailer.slots_count.div_ceil(CHECKSUMS_PER_PAGE)).filter(in_use).collect()
 }
 
 fn clipped(dead: &SlotSet, used: u32) -> SlotSet {
@@ -175,12 +293,9 @@ fn runs(slots: &SlotSet) -> Vec<(u64, u64)> {
 
 /// Pages of checksums that speak for no block that is there, all owners, and the journal.
 fn punch_footer(file: &dyn File, trailer: &Trailer, gone: &SlotSet) -> Result<()> {
-    let pages = trailer.slots_count.div_ceil(CHECKSUMS_PER_PAGE);
-    let is_gone = |slot: u32| gone[slot as usize / 64] & (1 << (slot % 64)) != 0;
-    for page in 0..pages {
-        let slots = page * CHECKSUMS_PER_PAGE..((page + 1) * CHECKSUMS_PER_PAGE);
-        let mut slots = slots.start.max(1)..slots.end.min(trailer.slots_count);
-        if slots.all(is_gone) {
+    let in_use = pages_in_use(trailer, gone);
+    for page in 0..trailer.slots_count.div_ceil(CHECKSUMS_PER_PAGE) {
+        if !in_use.contains(&page) {
             let at = trailer.checksums_at + u64::from(page) * BLOCK_BYTES_U64;
             file.punch(at, BLOCK_BYTES_U64)?;
         }

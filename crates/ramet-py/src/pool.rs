@@ -295,6 +295,8 @@ impl Pool {
             ("written_bytes", stats.written_bytes),
             ("syncs_count", stats.syncs_count),
             ("replayed_count", stats.replayed_count),
+            ("reused_count", stats.reused_count),
+            ("spare_bytes", stats.spare_bytes),
             ("durable_sequence", stats.durable_sequence),
             ("appended_sequence", stats.appended_sequence),
             ("checkpoints_count", stats.checkpoints_count),

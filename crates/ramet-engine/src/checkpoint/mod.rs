@@ -15,6 +15,7 @@ use crate::nodes::tree::{self, Change};
 use crate::nodes::{NodeFiles, NodeWriter, WriterState};
 use crate::object::{Object, ObjectFields};
 use crate::reclaim::Found;
+use crate::reuse::{Patience, Waste};
 use crate::space::SpaceImage;
 use crate::{EngineError, Kind};
 use ramet_log::format::node::NodeFileKind;
@@ -76,6 +77,8 @@ pub(crate) struct Checkpoints {
     deaths_at: Option<Instant>,
     /// Segments that the next checkpoint has to look at again.
     look_again: HashSet<SegmentId>,
+    /// Those among them in which something is dead that is not given back while the log is filled.
+    put_off: HashSet<SegmentId>,
     /// Units in use of every node file that the roots may reach.
     pub(crate) node_files: BTreeMap<SegmentId, u32>,
 }
@@ -132,6 +135,7 @@ impl Checkpoints {
             quiet: (Sequence(0), Instant::now()),
             deaths_at: None,
             look_again: HashSet::new(),
+            put_off: HashSet::new(),
             node_files,
         }
     }
@@ -198,10 +202,12 @@ impl Engine {
         let Some(mut state) = self.checkpoints.try_lock() else { return Ok(false) };
         let settings = &self.settings;
         let log_bytes = self.log.counters.written_bytes.load(Ordering::Relaxed) - state.log_bytes;
+        let elapsed = now.saturating_duration_since(state.at);
         let due = log_bytes >= settings.checkpoint_log_bytes
             || self.nodes.dirty_bytes() >= self.nodes.budget_bytes() / 2
-            || now.saturating_duration_since(state.at) >= settings.checkpoint_every
-            || self.space_is_short();
+            || elapsed >= settings.checkpoint_every
+            || self.space_is_short()
+            || self.put_off_is_over(&state) && elapsed >= DEATHS_WAIT_MAX;
         // Deletes are given back soon, without anybody asking: at once where nothing else happens.
         let deaths = self.deaths_are_due(&mut state, now);
         if !due && deaths.is_none() {
@@ -236,6 +242,7 @@ impl Engine {
         if self.log.appended() == state.cut.sequence
             && self.changed.is_empty()
             && !self.space.has_changed()
+            && (aim == Aim::Usual || !self.put_off_is_over(state))
             && (aim != Aim::AllDead || state.look_again.is_empty() && gone_nodes.is_empty())
         {
             return Ok(false);
@@ -275,6 +282,11 @@ impl Engine {
             return Some(Aim::Deaths);
         }
         (since(first) >= DEATHS_WAIT_MAX && since(state.at) >= DEATHS_WAIT_MAX).then_some(Aim::Time)
+    }
+
+    /// Whether something was put off for a log that is filled no more.
+    fn put_off_is_over(&self, state: &Checkpoints) -> bool {
+        !state.put_off.is_empty() && !self.patience().is_some()
     }
 
     /// Whether nodes that are nowhere else could soon find no room.
@@ -323,7 +335,9 @@ impl Engine {
     fn find_dead(&self, state: &mut Checkpoints, capture: &mut Capture, aim: Aim) -> Found {
         let at_cut = capture.cut.position.locator().segment();
         let mut found = Found::default();
-        let mut again = HashSet::new();
+        let (mut again, mut put_off) = (HashSet::new(), HashSet::new());
+        let mut patience = (aim == Aim::Time).then(|| self.patience());
+        found.is_patient = aim == Aim::Usual || patience.as_ref().is_some_and(Patience::is_some);
         for entry in &mut capture.space.segments {
             let (dead, slots) = &capture.space.dead[&entry.id];
             let empty = entry.used != 0 && entry.living(*dead) == 0;
@@ -335,14 +349,29 @@ impl Engine {
             if empty {
                 again.insert(entry.id);
             }
-            if aim != Aim::Usual && self.reclaim.pays(entry, *dead, aim == Aim::AllDead) {
-                entry.thinned = true;
-                found.thinned.push((entry.id, slots.clone()));
+            if aim == Aim::Usual || !self.reclaim.pays(entry, *dead, aim == Aim::AllDead) {
+                continue;
             }
+            let into = match patience.as_mut().map(|it| it.judge(entry, *dead)) {
+                None | Some(Waste::Thin) => &mut found.thinned,
+                Some(Waste::Renew) => &mut found.renewable,
+                Some(Waste::Wait) => {
+                    put_off.insert(entry.id);
+                    continue;
+                }
+            };
+            entry.thinned = true;
+            into.push((entry.id, slots.clone()));
         }
-        self.log.set_thinned(found.thinned.iter().map(|(id, _)| *id));
+        let leave = found.thinned.iter().chain(&found.renewable);
+        self.log.set_thinned(leave.map(|(id, _)| *id));
         capture.space.dropped.clone_from(&found.dropped);
-        state.look_again = again;
+        if aim == Aim::Usual {
+            put_off.clone_from(&state.put_off);
+            put_off.retain(|id| !found.dropped.contains(id));
+        }
+        again.extend(&put_off);
+        (state.look_again, state.put_off) = (again, put_off);
         found
     }
 

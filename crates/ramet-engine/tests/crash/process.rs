@@ -95,6 +95,11 @@ impl Store for Process {
         self.store.rename(from, to)
     }
 
+    fn exchange(&self, one: &str, other: &str) -> Result<bool> {
+        self.life.change()?;
+        self.store.exchange(one, other)
+    }
+
     fn remove(&self, path: &str) -> Result<()> {
         self.life.change()?;
         self.store.remove(path)

@@ -90,6 +90,7 @@ pub struct Totals {
     pub sealed: u64,
     pub replayed: u64,
     pub given_back_bytes: u64,
+    pub reused: u64,
 }
 
 impl Totals {
@@ -99,6 +100,7 @@ impl Totals {
         self.loaded += stats.nodes_loaded_count;
         self.sealed += stats.sealed_count;
         self.replayed += stats.replayed_count;
+        self.reused += stats.reused_count;
     }
 }
 
@@ -110,6 +112,7 @@ impl Totals {
         self.sealed += other.sealed;
         self.replayed += other.replayed;
         self.given_back_bytes += other.given_back_bytes;
+        self.reused += other.reused;
     }
 }
 
@@ -152,6 +155,16 @@ impl Run {
         Self::with(
             seed,
             Settings { node_budget_bytes: 1 << 20, checkpoint_log_bytes: 1 << 30, ..batches },
+        )
+    }
+
+    /// As `quiet`, but a checkpoint is due after each segment, and files of dead ones are used
+    /// again.
+    pub fn filling(seed: u64) -> Self {
+        let batches = Settings { checkpoint_batches: u64::MAX, ..settings(0) };
+        Self::with(
+            seed,
+            Settings { node_budget_bytes: 1 << 20, checkpoint_log_bytes: 1 << 20, ..batches },
         )
     }
 

@@ -10,6 +10,8 @@ const MAGIC: &[u8; 8] = b"RAMETSEG";
 const CHECKSUM_AT: usize = 16;
 /// The segment begins a stretch: it says where the log before it ended.
 const FLAG_OPENS: u32 = 1;
+/// The file was another segment's before: what is behind the log's end may be of that.
+const FLAG_REUSED: u32 = 2;
 
 /// What a segment file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct SegmentHeader {
     pub file: SegmentId,
     /// The segment in it.
     pub segment: SegmentId,
+    /// Whether the file was another segment's before.
+    pub reused: bool,
     /// Slots the segment may use, this header's included.
     pub slots_count: u32,
     /// The segment before it in the log.
@@ -53,7 +57,8 @@ impl SegmentHeader {
         out.u32(VERSION);
         out.u32(BLOCK_BYTES_U32);
         out.u32(0);
-        out.u32(if self.opens.is_some() { FLAG_OPENS } else { 0 });
+        let opens = if self.opens.is_some() { FLAG_OPENS } else { 0 };
+        out.u32(opens | if self.reused { FLAG_REUSED } else { 0 });
         out.u64(self.seed);
         out.put(&self.log);
         out.put(&self.incarnation);
@@ -115,6 +120,7 @@ impl SegmentHeader {
             nonce,
             file,
             segment,
+            reused: flags & FLAG_REUSED != 0,
             slots_count: slots,
             previous,
             opens,
