@@ -50,6 +50,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "tag": lambda pool, *it, **options: len(pool.tag(*it, **options)),
     "rename": lambda pool, *it: pool.rename(*it).name,
     "delete": lambda pool, names: [it.name for it in pool.delete(names)],
+    "checkpoint": lambda pool: pool.checkpoint(),
     "stats": lambda pool: dict(pool.stats()),
     "diff": lambda pool, *it: [tuple(extent) for extent in pool.diff(*it).extents],
 }

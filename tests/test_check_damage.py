@@ -17,6 +17,12 @@ from pool_forge import FILES, forge_tree
 from ramet.audit.check import check
 from ramet.audit.checksums import page_crc
 from ramet.audit.report import Finding, Report
+from ramet.audit.structures import (
+    SLOT_BITS,
+    MalformedError,
+    decode_batch,
+    decode_segment_header,
+)
 from ramet.errors import CorruptError, RametError
 from serving import run_ramet
 
@@ -125,8 +131,12 @@ class Sweep:
 
 def last_batch_at(segment: bytes) -> int:
     """Where the batch of the mark begins, behind which nothing else was durable."""
-    if segment[BLOCK_BYTES : BLOCK_BYTES + 4] != b"RBAT":
-        return BLOCK_BYTES  # It was only prepared.
+    header = decode_segment_header(segment[:BLOCK_BYTES])
+    page = segment[BLOCK_BYTES : 2 * BLOCK_BYTES]
+    try:
+        decode_batch(page, header.nonce, header.segment << SLOT_BITS | 1, header.slots_count)
+    except MalformedError:
+        return BLOCK_BYTES  # It was only prepared; a file that was used before holds old batches.
     at = segment.find(MARK[:200])
     return at - BLOCK_BYTES if at >= 0 else len(segment)
 

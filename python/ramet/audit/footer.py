@@ -104,10 +104,13 @@ def load_footer(file: PoolFile, header: SegmentHeader) -> Footer | None:
     )
 
 
-def find_remains(file: PoolFile, expected: bytes, offset_bytes: int) -> Remains | None:
+def find_remains(
+    file: PoolFile, expected: bytes, offset_bytes: int, *, reused: bool
+) -> Remains | None:
     """Say what is left of a footer that should be `expected`; None where none was begun.
 
-    A crash may leave any sectors of it unwritten, which read as zeros; other bytes are damage.
+    A crash may leave any sectors of it unwritten, which read as zeros; other bytes are damage. In a
+    `reused` file they read as whatever was there before.
     """
     actual = file.read(offset_bytes, len(expected)).ljust(len(expected), b"\0")
     masked = bytearray(actual)
@@ -119,7 +122,7 @@ def find_remains(file: PoolFile, expected: bytes, offset_bytes: int) -> Remains 
     equal, written = (found == whole).all(axis=1), whole.any(axis=1)
     if not (equal & written).any():
         return None
-    wrong = np.nonzero(~equal & found.any(axis=1))[0]
+    wrong = np.nonzero(~equal & found.any(axis=1) & (not reused))[0]
     missing = np.nonzero(~equal)[0]
     # Where nothing else is wrong, it is in what only the trailer's checksum knows.
     first = int(wrong[0] if len(wrong) else missing[0] if len(missing) else len(found) - 8)

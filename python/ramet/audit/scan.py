@@ -183,7 +183,8 @@ class _Scanner:
         journal = b"".join(self._journal)
         columns = (self._checksums[:end], self._owners[:end])
         expected = encode_footer(self._header, *columns, journal, sequences)
-        return find_remains(self._file, expected, end * BLOCK_BYTES)
+        reused = self._header.reused
+        return find_remains(self._file, expected, end * BLOCK_BYTES, reused=reused)
 
     def _fault(self, fault: Fault) -> None:
         if len(self._faults) < FAULTS_MAX:

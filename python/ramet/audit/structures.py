@@ -13,7 +13,7 @@ VERSION = 0
 SLOTS_MAX = 1 << 16
 COUNTER_BITS, SLOT_BITS = 12, 16
 LEAF_BLOCKS = 512
-OPENS = 1
+OPENS, REUSED = 1, 2  # Flags of a segment.
 
 KIND_WRITE, KIND_ZERO, KIND_TRIM, KIND_RECORD, KIND_MARK = 1, 2, 3, 4, 0x85
 KINDS_OF_BLOCKS = {KIND_WRITE, KIND_ZERO, KIND_TRIM}
@@ -108,6 +108,8 @@ class SegmentHeader(NamedTuple):
     slots_count: int
     previous: int
     opens: bool
+    reused: bool
+    """Whether the file was another segment's before: old bytes may lie behind what counts."""
     end_position: int
     end_sequence: int
 
@@ -245,7 +247,7 @@ def decode_segment_header(page: bytes) -> SegmentHeader:
     previous, end_position, end_sequence, sections, zero, segment, first, slots_count = rest
     _check_page(page, b"RAMETSEG", nonce, file)
     _expect_zeros(page, 136, BLOCK_BYTES)
-    if flags & ~OPENS or (not flags & OPENS and (end_position or end_sequence)):
+    if flags & ~(OPENS | REUSED) or (not flags & OPENS and (end_position or end_sequence)):
         text = f"flags {flags:#x}, and an end at {end_position:016x}, cannot be"
         raise MalformedError(text)
     if sections != 1 or zero or first or not 2 <= slots_count <= SLOTS_MAX:
@@ -260,6 +262,7 @@ def decode_segment_header(page: bytes) -> SegmentHeader:
         slots_count,
         previous,
         bool(flags & OPENS),
+        bool(flags & REUSED),
         end_position,
         end_sequence,
     )
