@@ -177,7 +177,7 @@ impl Log {
             pages_bytes,
         });
         if !read_only {
-            crate::spare::remove_left(log.store(), log.seed(), log.uuid())?;
+            crate::spare::remove_left(log.store(), log.seed(), log.uuid());
         }
         match &mut loss {
             Some(loss) => log.begin_after_loss(loss, noted, &chain)?,

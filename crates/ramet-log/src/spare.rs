@@ -8,7 +8,7 @@
 
 use crate::chain::{HeaderFault, check_header, read_whole};
 use crate::checksum::page_crc;
-use crate::error::{LogError, Result};
+use crate::error::Result;
 use crate::format::footer::Trailer;
 use crate::format::segment::SegmentHeader;
 use crate::log::{Log, random_u64};
@@ -213,29 +213,27 @@ fn old_headers_verify(now: (SegmentId, u64), before: (SegmentId, u64)) -> bool {
     seeded(now) == seeded(before)
 }
 
-/// Remove what an earlier opening left spare; files of others stay.
-pub(crate) fn remove_left(store: &dyn Store, seed: u64, log: [u8; 16]) -> Result<()> {
-    let names = match store.list("spare") {
-        Err(StoreError::NotFound { .. }) => return Ok(()),
-        names => names.map_err(LogError::from)?,
-    };
-    for id in names.iter().filter_map(|name| segment_of_name(name)) {
-        let path = spare_path(id);
+/// Remove what an earlier opening left spare; files of others stay. What cannot be read or removed
+/// stays too: nothing needs it, and an opening does not fail for it.
+pub(crate) fn remove_left(store: &dyn Store, seed: u64, log: [u8; 16]) {
+    let is_ours = |id: SegmentId| -> Result<bool> {
         let mut page = vec![0; BLOCK_BYTES];
-        let is_ours = match read_whole(&*store.open(&path, false)?, &mut page, 0)? {
-            true => match check_header(&page, id, seed, log) {
-                Ok(_) | Err(HeaderFault::Blank) => true,
-                // The next segment's header may be in it already.
-                Err(HeaderFault::Damaged(_)) => SegmentHeader::decode(&page).is_ok(),
-                Err(HeaderFault::Foreign) => false,
-            },
-            false => true,
-        };
-        if is_ours {
-            store.remove(&path)?;
+        if !read_whole(&*store.open(&spare_path(id), false)?, &mut page, 0)? {
+            return Ok(true);
+        }
+        Ok(match check_header(&page, id, seed, log) {
+            Ok(_) | Err(HeaderFault::Blank) => true,
+            // The next segment's header may be in it already.
+            Err(HeaderFault::Damaged(_)) => SegmentHeader::decode(&page).is_ok(),
+            Err(HeaderFault::Foreign) => false,
+        })
+    };
+    let names = store.list("spare").unwrap_or_default();
+    for id in names.iter().filter_map(|name| segment_of_name(name)) {
+        if is_ours(id).unwrap_or(false) {
+            let _ = store.remove(&spare_path(id));
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
