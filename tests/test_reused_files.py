@@ -35,7 +35,8 @@ def make_pool(path: Path, draw: random.Random, *, is_closed: bool) -> None:
             break
     else:
         raise AssertionError(f"files were not used again in {ROUNDS_MAX} rounds")
-    hand.ask("write", "kept", 0, draw.randbytes(BLOCK_BYTES))
+    # As much as a segment: also the one that was only prepared in a used file holds some of it.
+    hand.ask("write", "kept", 0, draw.randbytes(SEGMENT_BYTES))
     hand.ask("flush", "kept")
     # The mark says that what is before it was durable.
     hand.ask("write", "kept", 7 * BLOCK_BYTES, MARK[:BLOCK_BYTES])
