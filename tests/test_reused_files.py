@@ -13,7 +13,7 @@ import pytest
 import ramet
 from pool_checks import assert_clean
 from pool_hands import ChildHand, OwnHand
-from test_check_damage import BLOCK_BYTES, FLIPS_COUNT, MARK, Sweep, files_of
+from test_check_damage import BLOCK_BYTES, FLIPS_COUNT, MARK, Sweep
 
 ROUNDS_MAX = 3000
 REUSED_COUNT = 6
@@ -84,14 +84,15 @@ def test_a_pool_whose_files_were_used_again_is_clean(
 @pytest.mark.slow
 @pytest.mark.random
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "killed"])
-def test_a_flipped_bit_in_a_file_that_was_used_before_is_found_or_read_by_nobody(
-    pool_path: Path, is_closed: bool, randomness: random.Random
+def test_a_flipped_bit_in_a_file_that_was_used_before_is_found(
+    pool_path: Path, randomness: random.Random
 ) -> None:
-    make_pool(pool_path, randomness, is_closed=is_closed)
+    """Of a closed pool: a footer of which the file table does not tell yet may be a torn one."""
+    make_pool(pool_path, randomness, is_closed=True)
     remove_what_nothing_reads(pool_path)
     sweep = Sweep(pool_path, randomness)
     sweep.run(FLIPS_COUNT)
-    if is_closed:  # Else a file may be prepared, with a header and nothing else that counts.
-        assert reused_files(pool_path)
-        assert all(sweep.found.get(str(it.relative_to(pool_path))) for it in files_of(pool_path))
+    reused = reused_files(pool_path)
+    assert reused
+    assert all(sweep.found.get(f"segments/{name}") for name in reused)
+    assert not any(name.startswith("segments/") for name in sweep.missed)
