@@ -6,7 +6,7 @@ use crate::checksum::crc_blocks;
 use crate::format::batch::BatchHeader;
 use crate::types::{Locator, ObjectId, Sequence};
 use crate::{SEGMENT_BYTES_MIN, SlotSet};
-use ramet_store::{Lock, LockMode, MemoryStore};
+use ramet_store::{Lock, LockMode, MemoryStore, Moment};
 
 type Stored<T> = ramet_store::Result<T>;
 type Hook = Box<dyn FnOnce() + Send>;
@@ -132,6 +132,9 @@ impl Store for Hooked {
     }
     fn lock(&self, mode: LockMode) -> Stored<Box<dyn Lock>> {
         self.inner.lock(mode)
+    }
+    fn moment(&self) -> Moment {
+        self.inner.moment()
     }
     fn space_bytes(&self) -> Stored<(u64, u64)> {
         self.inner.space_bytes()
