@@ -48,7 +48,7 @@ CLI = ROOT / "docs" / "reference" / "cli.md"
 SYSTEM_PYTHON = "/usr/bin/python3"  # Has libnbd's module where the tests' own has not.
 TOOLS = (
     *("curl", "fio", "mke2fs", "nbdcopy", "nbdinfo", "openssl"),
-    *("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"),
+    *("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon", "ssh-keygen"),
 )
 PYTHON = ROOT / "docs" / "reference" / "python.md"
 HTTP = ROOT / "docs" / "reference" / "http.md"
@@ -305,6 +305,15 @@ ramet volume create db logs golden --size 1MiB
 ramet snapshot create golden
 """
 
+SEND = "guides/send-and-receive.md"
+SENT = """
+ramet init /srv/pool --segment-size 1MiB
+ramet init /srv/new --segment-size 1MiB
+ramet -p /srv/pool volume create db --size 1MiB
+ramet -p /srv/pool snapshot create db --name db@mon
+ramet -p /srv/pool snapshot create db --name db@tue
+"""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -316,6 +325,7 @@ ramet snapshot create golden
         (SERVED, "guides/attach.md", "nbdinfo and nbdcopy"),
         (SERVED, "guides/attach.md", "fio"),
         (SERVED, "reference/http.md", "HTTP"),
+        (SENT + shell_of(ROOT / "docs" / SEND, "Into a file"), SEND, "Sign it"),
     ],
 )
 def test_the_page_does_in_a_shell_what_it_says(

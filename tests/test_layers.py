@@ -35,6 +35,7 @@ LAYERS = (
     "fullness",
     "listening",
     "activation",
+    "signing",
     "records",
     "tags",
     "tuning",

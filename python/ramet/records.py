@@ -265,6 +265,8 @@ class Verified(NamedTuple):
     size_bytes: int
     root: str
     """The root hash: 64 hexadecimal digits."""
+    created_ns: int
+    """Of the snapshot: nanoseconds since 1970, UTC."""
 
     def to_json(self) -> dict[str, str | int]:
         """Give it as a dictionary that `json.dumps` takes."""

@@ -285,7 +285,7 @@ def _add_objects(nouns: Any, verb: AddVerb) -> None:
         "read and hash every block of snapshots, in a pool or in files that `send` wrote",
         "-p /srv/pool verify db@1\n  ramet verify db@1.stream db@2.stream",
     )
-    it.add_argument("names", nargs="+", metavar="SNAPSHOT|FILE")
+    _add_signing(it)
     _add_streams(nouns, verb)
     it = verb(
         nouns,
@@ -333,6 +333,18 @@ def _add_streams(nouns: Any, verb: AddVerb) -> None:
     what.add_argument(
         "--abandon", metavar="WHAT", help="give up a transfer, by its name or a snapshot's"
     )
+
+
+def _add_signing(it: Any) -> None:
+    it.add_argument("names", nargs="+", metavar="SNAPSHOT|FILE")
+    what = it.add_mutually_exclusive_group()
+    what.add_argument("--sign", metavar="KEY", help="sign what was read with this private key")
+    what.add_argument(
+        "--statement", action="store_true", help="print what is to be signed, for `ssh-keygen -Y`"
+    )
+    what.add_argument("--check-signature", metavar="FILE", help="hold what was read against it")
+    it.add_argument("--key", metavar="PUBLIC", help="the signer's public key")
+    it.add_argument("-o", "--output", metavar="FILE", help="where signatures go; else stdout")
 
 
 def _add_tag(it: Any, text: str) -> None:

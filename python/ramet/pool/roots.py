@@ -43,7 +43,7 @@ class PoolRoots(PoolSpace):
         root = self._hash(found, progress)
         with self._command():
             self._keep_roots([(self._core.find(found.uuid), root)])
-        return Verified(found.name, found.uuid, found.size_bytes, root)
+        return Verified(found.name, found.uuid, found.size_bytes, root, found.created_ns)
 
     @cached_property
     def transfers(self) -> Transfers:

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from ramet.errors import CorruptError, InvalidError, NotFoundError, RametError
 from ramet.pool.transfers import BLOCK_BYTES, RootHasher
+from ramet.records import Verified
 from ramet.replication.stream import (
     Begin,
     Done,
@@ -34,10 +35,20 @@ class FileSnapshot(NamedTuple):
     root: str
     is_proved: bool
     """Whether the root was computed; False: another file of the chain, which is, builds on it."""
+    created_ns: int
 
     def to_json(self) -> dict[str, str | int | bool]:
         """Give it as a dictionary that `json.dumps` takes."""
         return self._asdict()
+
+    def verified(self) -> Verified | None:
+        """Give what was proved; None where nothing was computed.
+
+        Example: verify_files([Path("db@1.ramet")])[0].verified()
+        """
+        if not self.is_proved:
+            return None
+        return Verified(self.name, self.uuid, self.size_bytes, self.root, self.created_ns)
 
 
 class _Layer(NamedTuple):
@@ -79,9 +90,8 @@ def verify_files(paths: Sequence[Path], *, progress: Progress | None = None) -> 
         if proved:
             _prove(layer)
         item = layer.item
-        found.append(
-            FileSnapshot(str(layer.path), item.name, item.uuid, item.size_bytes, layer.root, proved)
-        )
+        what = (item.name, item.uuid, item.size_bytes, layer.root, proved, item.created_ns)
+        found.append(FileSnapshot(str(layer.path), *what))
     return found
 
 
