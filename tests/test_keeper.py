@@ -70,6 +70,7 @@ def test_it_runs_when_it_is_due_once_after_downtime(pool: ramet.Pool, keeper: Ke
 
 
 def test_only_what_the_policy_took_is_dropped(pool: ramet.Pool, keeper: Keeper) -> None:
+    pool.set_trash_window("7d")
     pool.snapshot(all_volumes=True, name="{volume}@by-hand")
     taken = []
     for round_ in range(4):
@@ -78,6 +79,7 @@ def test_only_what_the_policy_took_is_dropped(pool: ramet.Pool, keeper: Keeper) 
     assert [len(it.dropped) for it in taken] == [0, 0, 2, 2]
     assert names(pool) == sorted(taken[2].created + taken[3].created)
     assert {"db-1@by-hand", "web@by-hand"} <= {it.name for it in pool.objects()}
+    assert pool.trash().objects == [], "the rule said how long it was wanted"
 
 
 def test_what_is_attached_stays_until_it_is_not(pool: ramet.Pool, keeper: Keeper) -> None:

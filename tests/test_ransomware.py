@@ -38,6 +38,9 @@ ATTACKS: dict[str, Attack] = {
     "tag": lambda it, name: it.tag([name], {"encrypted": "yes"}, []),
     "rename": lambda it, name: it.rename(name, name.replace("disk", "gone")),
     "delete": lambda it, name: it.delete([name], True),
+    "set_trash_window": lambda it, _: it.set_trash_window("1s"),
+    "restore": lambda it, name: it.restore([name], None),
+    "empty_trash": lambda it, _: it.empty_trash(None),
     "lock": lambda it, name: it.lock([name], "1ms", "governance"),
     "unlock": lambda it, name: it.unlock([name], "no idea what it could be"),
     "confirm_lock_clock": lambda it, _: it.confirm_lock_clock("no idea what it could be"),
@@ -54,6 +57,8 @@ SLOW = ("unlock", "confirm_lock_clock", "set_lock_secret")
 # These change nothing.
 QUESTIONS = {
     "frees",
+    "trash",
+    "trash_frees",
     "space",
     "spaces",
     "sharing",
@@ -139,6 +144,7 @@ def _delete_all(path: Path) -> None:
         assert "object_locked" in run_ramet("-p", path, "delete", "--force", name).stderr
     if others := set(names) - set(locked):
         run("-p", path, "delete", "--force", *others)
+    run("-p", path, "trash", "empty", "--all")
     run_ramet("-p", path, "check", "--accept-loss", path.name)
     run_ramet("-p", path, "init", path)
     run_ramet("-p", path, "reclaim", "--all")

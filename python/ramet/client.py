@@ -28,6 +28,7 @@ from ramet.records import (
     Reclaimed,
     Scrubbed,
     Sharing,
+    Trash,
     Verified,
 )
 from ramet.tags import Selector, Tags
@@ -146,9 +147,30 @@ class Client:
         body = {"name": name, "new_name": new_name}
         return ObjectRecord.from_json(self._ask("POST", "/v0/renames", body))
 
-    def delete(self, names: list[str], force: bool) -> list[Made]:
+    def delete(self, names: list[str], force: bool, now: bool = False) -> list[Made]:
         """See `Verbs`."""
-        return self._made("/v0/deletes", {"names": names, "force": force})
+        return self._made("/v0/deletes", {"names": names, "force": force, "now": now})
+
+    def trash(self) -> Trash:
+        """See `Verbs`."""
+        return Trash.from_json(self._ask("GET", "/v0/trash"))
+
+    def set_trash_window(self, duration: str | float) -> None:
+        """See `Verbs`."""
+        self._ask("POST", "/v0/trash_windows", {"duration": duration})
+
+    def restore(self, names: list[str], new_names: list[str] | None) -> list[Made]:
+        """See `Verbs`."""
+        return self._made("/v0/restores", {"names": names, "new_names": new_names})
+
+    def empty_trash(self, names: list[str] | None) -> list[Made]:
+        """See `Verbs`."""
+        return self._made("/v0/trash_ends", {"names": names})
+
+    def trash_frees(self, names: list[str] | None) -> int:
+        """See `Verbs`."""
+        answer = self._ask("POST", "/v0/trash_ends", {"names": names, "dry_run": True})
+        return int(answer["freed_bytes"])
 
     def lock(self, names: list[str], duration: str | float, mode: str) -> list[ObjectRecord]:
         """See `Verbs`."""

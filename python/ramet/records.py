@@ -111,6 +111,52 @@ class Lock(NamedTuple):
         return cls(*(value[name] for name in cls._fields))
 
 
+class Trashed(NamedTuple):
+    """A deleted object that can be restored."""
+
+    object: ObjectRecord
+    """As it was; its name may be another's by now."""
+    remaining_seconds: float
+    """It stays for at least so long, if nobody empties the trash."""
+    until_ns: int
+    """When it goes if its clock does not stop until then: nanoseconds since 1970, UTC."""
+
+    @property
+    def until(self) -> str:
+        """When it goes at the earliest: ISO 8601, UTC, milliseconds."""
+        return format_time(self.until_ns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as a dictionary that `json.dumps` takes; `from_json` reads it back."""
+        return {**self._asdict(), "until": self.until, "object": self.object.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Trashed":
+        """Read what `to_json` gave."""
+        known = ObjectRecord.from_json(value["object"])
+        return cls(known, value["remaining_seconds"], value["until_ns"])
+
+
+class Trash(NamedTuple):
+    """What is in the trash, and for how long what is deleted now stays."""
+
+    window_seconds: int
+    """0: what is deleted is not in it at all."""
+    objects: list[Trashed]
+    """What goes first at the front."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as a dictionary that `json.dumps` takes; `from_json` reads it back."""
+        objects = [trashed.to_json() for trashed in self.objects]
+        return {"window_seconds": self.window_seconds, "objects": objects}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Trash":
+        """Read what `to_json` gave."""
+        objects = [Trashed.from_json(trashed) for trashed in value["objects"]]
+        return cls(value["window_seconds"], objects)
+
+
 class LockClock(NamedTuple):
     """The clock that locks run by, and what holds for them."""
 

@@ -20,6 +20,7 @@ from ramet.records import (
     Reclaimed,
     Scrubbed,
     Sharing,
+    Trash,
     Verified,
 )
 from ramet.tags import Selector, Tags
@@ -91,8 +92,23 @@ class Verbs(Protocol):
     def rename(self, name: str, new_name: str) -> ObjectRecord:
         """Give an object another name."""
 
-    def delete(self, names: list[str], force: bool) -> list[Made]:
-        """End objects."""
+    def delete(self, names: list[str], force: bool, now: bool = False) -> list[Made]:
+        """Delete objects; `now`: without the trash."""
+
+    def trash(self) -> Trash:
+        """Say what is in the trash, and what the undo window is."""
+
+    def set_trash_window(self, duration: str | float) -> None:
+        """Say for how long what is deleted from now on can be restored."""
+
+    def restore(self, names: list[str], new_names: list[str] | None) -> list[Made]:
+        """Bring back what was deleted."""
+
+    def empty_trash(self, names: list[str] | None) -> list[Made]:
+        """End what is in the trash; None: all of it."""
+
+    def trash_frees(self, names: list[str] | None) -> int:
+        """Say how many bytes emptying the trash would free."""
 
     def lock(self, names: list[str], duration: str | float, mode: str) -> list[ObjectRecord]:
         """Lock snapshots, so that nobody deletes them for a time."""
@@ -235,9 +251,30 @@ class PoolVerbs:
         """See `Verbs`."""
         return self.pool.rename(name, new_name)
 
-    def delete(self, names: list[str], force: bool) -> list[Made]:
+    def delete(self, names: list[str], force: bool, now: bool = False) -> list[Made]:
         """See `Verbs`."""
-        return [Made(item.name, item.uuid) for item in self.pool.delete(names, force=force)]
+        deleted = self.pool.delete(names, force=force, now=now)
+        return [Made(item.name, item.uuid) for item in deleted]
+
+    def trash(self) -> Trash:
+        """See `Verbs`."""
+        return self.pool.trash()
+
+    def set_trash_window(self, duration: str | float) -> None:
+        """See `Verbs`."""
+        self.pool.set_trash_window(duration)
+
+    def restore(self, names: list[str], new_names: list[str] | None) -> list[Made]:
+        """See `Verbs`."""
+        return _made(self.pool.restore(names, names=new_names))
+
+    def empty_trash(self, names: list[str] | None) -> list[Made]:
+        """See `Verbs`."""
+        return [Made(item.name, item.uuid) for item in self.pool.empty_trash(names)]
+
+    def trash_frees(self, names: list[str] | None) -> int:
+        """See `Verbs`."""
+        return self.pool.trash_frees(names)
 
     def lock(self, names: list[str], duration: str | float, mode: str) -> list[ObjectRecord]:
         """See `Verbs`."""

@@ -80,7 +80,7 @@ class Commands(Protocol):
     def rename(self, target: ObjectLike, new_name: str) -> ObjectRecord:
         """Give an object another name."""
 
-    def delete(self, targets: ObjectLike, *, force: bool) -> list[ObjectRecord]:
+    def delete(self, targets: ObjectLike, *, force: bool, now: bool) -> list[ObjectRecord]:
         """Delete an object."""
 
 
@@ -217,15 +217,16 @@ class Handle:
         """
         self._commands.tag(self, tags, remove=remove)
 
-    def delete(self, *, force: bool = False) -> None:
+    def delete(self, *, force: bool = False, now: bool = False) -> None:
         """Delete the object, whatever was cloned from it; see `Pool.delete`, which deletes many.
 
-        `force`: close NBD connections that have it open first. Durable on return.
+        `force`: close NBD connections that have it open first. `now`: without the trash. Durable on
+        return.
         Raises: BusyError while it is attached and not `force`; NotFoundError where it is deleted
         already.
         Example: pool.volume("db").delete()
         """
-        self._commands.delete(self, force=force)
+        self._commands.delete(self, force=force, now=now)
 
     def _open_device(self) -> BlockDevice:
         # Two threads may both open one: they are equal, and the one that is lost costs nothing.

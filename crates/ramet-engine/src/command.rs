@@ -98,16 +98,17 @@ impl Prepared {
             self.verb != Verb::Resize || target.changed.size_bytes < target.object.size_bytes()
         };
         match self.verb {
-            Verb::Delete | Verb::Revert | Verb::Freeze | Verb::Resize => {
+            Verb::Delete | Verb::Trash | Verb::Revert | Verb::Freeze | Verb::Resize => {
                 self.targets.iter().filter(shrinks).map(|target| target.object.clone()).collect()
             }
-            // What is being received cannot be attached.
+            // What is hidden cannot be attached.
             Verb::Create
             | Verb::Snapshot
             | Verb::Clone
             | Verb::Rename
             | Verb::Attributes
             | Verb::Admit
+            | Verb::Restore
             | Verb::Lock
             | Verb::Unlock => Vec::new(),
         }
@@ -150,8 +151,10 @@ impl Prepared {
             | Verb::Snapshot
             | Verb::Rename
             | Verb::Attributes
+            | Verb::Restore
             | Verb::Lock
             | Verb::Unlock => {}
+            Verb::Trash => self.targets.iter().for_each(|target| target.object.set_deleted()),
             Verb::Clone => self.enact_clones(gate, position),
             Verb::Revert => self.enact_reverts(gate),
             Verb::Delete => self.enact_deletes(gate),
@@ -251,6 +254,8 @@ impl Prepared {
             | Verb::Rename
             | Verb::Resize
             | Verb::Attributes
+            | Verb::Trash
+            | Verb::Restore
             | Verb::Lock
             | Verb::Unlock => {}
             Verb::Create => space.born(self.made.iter().map(|object| Birth { object, parent: 0 })),
@@ -308,8 +313,10 @@ impl Prepared {
                 Verb::Unlock => table.set_lock(object, None),
                 Verb::Admit => {
                     object.set_attributes(&changed.attributes);
-                    table.admit(object.id(), &changed.name);
+                    table.show(object, &changed.name);
                 }
+                Verb::Trash => table.trash(object, changed.delete_after_ns),
+                Verb::Restore => table.show(object, &changed.name),
                 Verb::Create
                 | Verb::Snapshot
                 | Verb::Clone

@@ -12,7 +12,7 @@ use crate::figures::Figures;
 use crate::hashes::Hashes;
 use crate::head::{Heads, InGate};
 use crate::loss::{Acceptance, LossReport};
-use crate::map::{Extent, LEAF_BLOCKS};
+use crate::map::LEAF_BLOCKS;
 use crate::nodes::{NodeFiles, Nodes};
 use crate::object::{Changed, Object, ObjectInfo, Table};
 use crate::reclaim::Reclaim;
@@ -374,7 +374,9 @@ impl Engine {
             return Ok(false);
         }
         self.step_hashes(now);
-        self.checkpoint_where_due(now)
+        let emptied = self.step_trash();
+        let written = self.checkpoint_where_due(now)?;
+        emptied.map(|()| written)
     }
 
     /// Rung when `step_write_out` has something to do: for a thread of its own, which then keeps
@@ -423,36 +425,6 @@ impl Engine {
         self.save_lock_clock(true)
     }
 
-    /// What differs between two objects, as extents in bytes of the second, up to the larger size:
-    /// first byte, length, whether anything is mapped there.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn diff(&self, before: &str, after: &str) -> Result<Vec<(u64, u64, bool)>, EngineError> {
-        let (before, after) = (self.find_object(before)?, self.find_object(after)?);
-        let _pin = self.reclaim.pin();
-        let maps = (before.head.map().clone(), after.head.map().clone());
-        let end_bytes = before.size_bytes().max(after.size_bytes());
-        let mut extents: Vec<(u64, u64, bool)> = Vec::new();
-        let blocks = end_bytes.div_ceil(BLOCK_BYTES_U64);
-        let mut tell = |extent: Extent| {
-            let (first, mapped) = (extent.first * BLOCK_BYTES_U64, extent.locator.is_some());
-            let length = (extent.count * BLOCK_BYTES_U64).min(end_bytes - first);
-            match extents.last_mut() {
-                Some(last) if last.0 + last.1 == first && last.2 == mapped => last.1 += length,
-                _ => extents.push((first, length, mapped)),
-            }
-        };
-        let mut from = 0;
-        while let Err((told, missing)) =
-            crate::map::diff(&maps.0, &maps.1, from, blocks - from, &mut tell)
-        {
-            self.nodes.load(&missing)?;
-            from = told;
-        }
-        Ok(extents)
-    }
-
     pub(crate) fn find_object(&self, name: &str) -> Result<Arc<Object>, EngineError> {
         let not_found = || {
             EngineError::new(
@@ -473,7 +445,15 @@ impl Engine {
 
     fn info_in(&self, table: &Table, object: &Object) -> ObjectInfo {
         let fields = &object.fixed;
-        let parent = self.space.living_ancestor(object.place());
+        let mut above = self.space.living_ancestor(object.place());
+        let parent = loop {
+            let parent = above.and_then(|place| table.get(ObjectId(place)));
+            match parent.filter(|parent| !parent.is_live()) {
+                // What is in the trash lives, and nobody sees it.
+                Some(hidden) => above = self.space.living_ancestor(hidden.place()),
+                None => break parent,
+            }
+        };
         ObjectInfo {
             id: fields.id,
             uuid: fields.uuid,
@@ -482,9 +462,7 @@ impl Engine {
             size_bytes: object.size_bytes(),
             mapped_bytes: object.head.map().mapped() * BLOCK_BYTES_U64,
             created_ns: fields.created_ns,
-            parent: parent
-                .and_then(|place| table.get(ObjectId(place)))
-                .map(|parent| parent.fixed.uuid),
+            parent: parent.map(|parent| parent.fixed.uuid),
             source: (!fields.origin_object.is_nil()).then_some(fields.origin_object),
             batch: fields.batch,
             attached_count: object.attached.load(Ordering::Acquire),

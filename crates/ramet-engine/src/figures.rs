@@ -1,5 +1,5 @@
-//! Figures about objects: what is its own of each in a list of all, who shares most with one, how
-//! scattered one is.
+//! Figures about objects: what is its own of each in a list of all, who shares most with one, what
+//! differs between two, how scattered one is.
 //!
 //! Reads maps, changes nothing. Invariants: a figure is exact for a moment between the call that
 //! made it and its answer, and names it; commands wait for one object's walk at most, reads and
@@ -80,10 +80,10 @@ impl Engine {
         Ok(listed)
     }
 
-    /// Those that a list shows: what is still being received has no name yet.
+    /// Those that a list shows.
     fn shown_objects(&self) -> Vec<Arc<Object>> {
         let table = self.table.read();
-        table.all().filter(|object| !object.is_receiving()).cloned().collect()
+        table.all().filter(|object| object.is_live()).cloned().collect()
     }
 
     /// `None` where it was deleted meanwhile, or its map is damaged.
@@ -167,6 +167,34 @@ impl Engine {
         }
         found.sort_by_key(|(far, apart, other)| (*far, *apart, other.id()));
         found.into_iter().take(COMPARED_MAX).map(|(_, _, other)| other).collect()
+    }
+
+    /// What differs between two objects, as extents in bytes of the second, up to the larger size:
+    /// first byte, length, whether anything is mapped there.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn diff(&self, before: &str, after: &str) -> Result<Vec<(u64, u64, bool)>> {
+        let (before, after) = (self.find_object(before)?, self.find_object(after)?);
+        let _pin = self.reclaim.pin();
+        let maps = (before.head.map().clone(), after.head.map().clone());
+        let end_bytes = before.size_bytes().max(after.size_bytes());
+        let mut extents: Vec<(u64, u64, bool)> = Vec::new();
+        let blocks = end_bytes.div_ceil(BLOCK_BYTES_U64);
+        let mut tell = |extent: Extent| {
+            let (first, mapped) = (extent.first * BLOCK_BYTES_U64, extent.locator.is_some());
+            let length = (extent.count * BLOCK_BYTES_U64).min(end_bytes - first);
+            match extents.last_mut() {
+                Some(last) if last.0 + last.1 == first && last.2 == mapped => last.1 += length,
+                _ => extents.push((first, length, mapped)),
+            }
+        };
+        let mut from = 0;
+        while let Err((told, missing)) = diff(&maps.0, &maps.1, from, blocks - from, &mut tell) {
+            self.nodes.load(&missing)?;
+            from = told;
+        }
+        Ok(extents)
     }
 
     /// How scattered an object's blocks are: of a large one some thousand leaves are looked at.

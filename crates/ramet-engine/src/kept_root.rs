@@ -7,7 +7,7 @@
 use crate::engine::Engine;
 use crate::ids::IdMap;
 use crate::map::{LEAF_BLOCKS, Map, Missing, Node, Parts};
-use crate::object::ObjectKind;
+use crate::object::{ObjectKind, State};
 use crate::root::{self, CHILDREN, HEIGHT, ZEROS, hash, hash_node};
 use crate::volume::{VolumeDevice, object_deleted};
 use crate::{BlockDevice, EngineError, Kind};
@@ -70,7 +70,7 @@ impl Engine {
             Ok(uuid) => self.find_receiving(uuid).or_else(|_| self.find_object(name))?,
             Err(_) => self.find_object(name)?,
         };
-        if object.kind() != ObjectKind::Snapshot && !object.is_receiving() {
+        if object.kind() != ObjectKind::Snapshot && object.state() != State::Receiving {
             let text = format!("'{}' is a volume; hint: take a snapshot of it", object.name());
             return Err(EngineError::new(Kind::Invalid, "not_a_snapshot", text));
         }

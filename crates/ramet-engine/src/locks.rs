@@ -24,7 +24,7 @@ const COOLING_OFF_SECONDS_MAX: u64 = 24 * 3600;
 const SAVE_EVERY_NS: u64 = HOUR_NS;
 /// At a clean close it is saved where so much of it would be lost.
 const SAVE_AT_CLOSE_NS: u64 = 60 * SECOND_NS;
-const SECOND_NS: u64 = 1_000_000_000;
+pub(crate) const SECOND_NS: u64 = 1_000_000_000;
 const HOUR_NS: u64 = 3600 * SECOND_NS;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -368,11 +368,16 @@ impl Engine {
         object.lock().and_then(|lock| lock.info(&self.lock_now()))
     }
 
-    /// Save the clock while a lock runs: a reboot would cost what is not saved.
+    /// Save the clock while a lock runs, or something is in the trash: a reboot would cost what is
+    /// not saved.
     pub(crate) fn save_lock_clock(&self, at_close: bool) -> Result<()> {
-        let latest = self.table.read().latest_locks();
-        let now_ns = if latest.until_ns == 0 { 0 } else { self.log.lock_clock_ns() };
-        if latest.until_ns <= now_ns {
+        let table = self.table.read();
+        let latest = table.latest_locks();
+        let trashed_ns = table.trashed().next_back().map_or(0, |last| last.delete_after_ns());
+        drop(table);
+        let until_ns = latest.until_ns.max(trashed_ns);
+        let now_ns = if until_ns == 0 { 0 } else { self.log.lock_clock_ns() };
+        if until_ns <= now_ns {
             return Ok(());
         }
         let saved_ns = self.log.newest_commit().lock_clock.ns;
@@ -480,7 +485,9 @@ impl LostLocks {
             | Verb::Freeze
             | Verb::Resize
             | Verb::Attributes
-            | Verb::Admit => {}
+            | Verb::Admit
+            | Verb::Trash
+            | Verb::Restore => {}
         }
     }
 

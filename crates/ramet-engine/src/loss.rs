@@ -164,6 +164,8 @@ fn word(verb: Verb) -> &'static str {
         Verb::Admit => "receive",
         Verb::Lock => "lock",
         Verb::Unlock => "unlock",
+        Verb::Trash => "delete",
+        Verb::Restore => "restore",
     }
 }
 
@@ -369,6 +371,7 @@ impl Engine {
         };
         // Segments that could not be followed are known by the checkpoint from here on.
         engine.set_locks_again(acceptance.locks.borrow().all())?;
+        engine.begin_trash_anew()?;
         let shown = report.as_ref().map_or(Ok(false), |_| engine.checkpoint());
         let closed = engine.close();
         shown.and(closed)?;

@@ -1,16 +1,16 @@
 //! Objects: volumes and snapshots, and the table of their names.
 //!
-//! Invariants: a name belongs to one object; ids and UUIDs are never used twice; an object that is
-//! not in the table takes no I/O.
+//! Invariants: a name belongs to one object that all see; ids and UUIDs are never used twice; an
+//! object that is not in the table takes no I/O.
 
 use crate::head::{HeadRef, Heads};
 use crate::ids::IdMap;
 use crate::locks::{Latest, LockInfo, ObjectLock};
 use parking_lot::{Mutex, RwLock};
 use ramet_log::{ObjectId, Position};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use uuid::Uuid;
 
 /// What an object is.
@@ -33,6 +33,31 @@ impl ObjectKind {
     }
 }
 
+/// Who sees an object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Everybody.
+    #[default]
+    Live = 1,
+    /// Nobody: a stream is written into it. It has no name; only `receive.rs` finds it.
+    Receiving = 2,
+    /// Nobody: it was deleted, and can be restored. Its name may be another's; only `trash.rs`
+    /// finds it.
+    Trashed = 3,
+}
+
+impl State {
+    pub(crate) fn from_raw(raw: &[u8]) -> Result<Self, String> {
+        match raw {
+            [1] => Ok(State::Live),
+            [2] => Ok(State::Receiving),
+            [3] => Ok(State::Trashed),
+            other => Err(format!("an object in unknown state {other:?}")),
+        }
+    }
+}
+
 /// What the log stores of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObjectFields {
@@ -40,13 +65,12 @@ pub struct ObjectFields {
     pub id: ObjectId,
     /// Stays with a snapshot when it is replicated.
     pub uuid: Uuid,
-    /// Unique among the living.
+    /// Unique among those that all see; in the trash: the name it had.
     pub name: String,
     /// `None` in records that do not make the object.
     pub kind: Option<ObjectKind>,
-    /// Whether a stream is being written into it; it has no name then, and only `receive.rs` finds
-    /// it.
-    pub receiving: bool,
+    /// Who sees it.
+    pub state: State,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Shared by all objects of one command.
@@ -73,7 +97,7 @@ pub struct ObjectFields {
     pub lock_clock_ns: u64,
     /// Time of day when a governance lock was set, in nanoseconds since 1970.
     pub lock_day_ns: u64,
-    /// Time after which a deleted object may go.
+    /// Lock clock from which on what is in the trash may go.
     pub delete_after_ns: u64,
     /// JSON, owned by the layer above.
     pub attributes: Vec<u8>,
@@ -97,16 +121,15 @@ pub(crate) struct Fixed {
 /// Fields that few objects have.
 struct Rare {
     serial: u64,
-    delete_after_ns: u64,
     unknown: Vec<u8>,
 }
 
 impl Fixed {
     fn new(fields: &mut ObjectFields) -> Self {
-        let ObjectFields { serial, delete_after_ns, .. } = *fields;
+        let serial = fields.serial;
         let unknown = std::mem::take(&mut fields.unknown);
-        let common = (serial, delete_after_ns) == (0, 0) && unknown.is_empty();
-        let rare = (!common).then(|| Box::new(Rare { serial, delete_after_ns, unknown }));
+        let common = serial == 0 && unknown.is_empty();
+        let rare = (!common).then(|| Box::new(Rare { serial, unknown }));
         Fixed {
             id: fields.id,
             uuid: fields.uuid,
@@ -134,7 +157,7 @@ impl Fixed {
             ..ObjectFields::default()
         };
         if let Some(rare) = &self.rare {
-            (fields.serial, fields.delete_after_ns) = (rare.serial, rare.delete_after_ns);
+            fields.serial = rare.serial;
             fields.unknown.clone_from(&rare.unknown);
         }
         fields
@@ -145,7 +168,9 @@ impl Fixed {
 pub(crate) struct Object {
     pub(crate) fixed: Fixed,
     frozen: AtomicBool,
-    receiving: AtomicBool,
+    state: AtomicU8,
+    /// See `ObjectFields`.
+    delete_after_ns: AtomicU64,
     name: RwLock<Arc<str>>,
     attributes: RwLock<Box<[u8]>>,
     /// Its lock, over or not. Boxed: few objects have one.
@@ -230,7 +255,8 @@ impl Object {
     ) -> Self {
         Object {
             frozen: AtomicBool::new(kind == ObjectKind::Snapshot),
-            receiving: AtomicBool::new(fields.receiving),
+            state: AtomicU8::new(fields.state as u8),
+            delete_after_ns: AtomicU64::new(fields.delete_after_ns),
             name: RwLock::new(fields.name.as_str().into()),
             attributes: RwLock::new(std::mem::take(&mut fields.attributes).into()),
             lock: RwLock::new(ObjectLock::of(&fields).map(Box::new)),
@@ -240,7 +266,7 @@ impl Object {
             heads,
             living: Arc::new(AtomicBool::new(true)),
             attached: AtomicU32::new(0),
-            deleted: AtomicBool::new(false),
+            deleted: AtomicBool::new(fields.state == State::Trashed),
             changed: AtomicBool::new(false),
             fixed: Fixed::new(&mut fields),
         }
@@ -257,7 +283,8 @@ impl Object {
             lock_day_ns: lock.day_ns,
             name: self.name(),
             kind: Some(self.kind()),
-            receiving: self.is_receiving(),
+            state: self.state(),
+            delete_after_ns: self.delete_after_ns(),
             size_bytes: self.size_bytes(),
             attributes: self.attributes(),
             ..self.fixed.fields()
@@ -289,8 +316,18 @@ impl Object {
         self.frozen.store(true, Ordering::Release);
     }
 
-    pub(crate) fn is_receiving(&self) -> bool {
-        self.receiving.load(Ordering::Acquire)
+    pub(crate) fn state(&self) -> State {
+        let raw = self.state.load(Ordering::Acquire);
+        State::from_raw(&[raw]).expect("a state was stored")
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.state() == State::Live
+    }
+
+    /// In the trash: the lock clock from which on it may go.
+    pub(crate) fn delete_after_ns(&self) -> u64 {
+        self.delete_after_ns.load(Ordering::Acquire)
     }
 
     pub(crate) fn attributes(&self) -> Vec<u8> {
@@ -331,8 +368,14 @@ impl Object {
         self.deleted.store(true, Ordering::Release);
     }
 
+    /// Whether it takes no I/O any more: it was deleted, with or without the trash.
     pub(crate) fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::Acquire)
+    }
+
+    /// While no command is under way: whether it ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.is_deleted() && self.state() != State::Trashed
     }
 }
 
@@ -373,6 +416,8 @@ pub(crate) struct Table {
     objects: IdMap<ObjectId, Arc<Object>>,
     names: HashMap<Arc<str>, ObjectId>,
     uuids: HashMap<Uuid, ObjectId>,
+    /// What is in the trash, by when it may go.
+    trashed: BTreeSet<(u64, ObjectId)>,
     locks: Latest,
 }
 
@@ -386,9 +431,10 @@ impl Table {
 
     pub(crate) fn insert(&mut self, object: Arc<Object>) {
         let id = object.id();
-        if !object.is_receiving() {
-            let taken = self.names.insert(object.shared_name(), id);
-            assert!(taken.is_none(), "a name is checked before its object is made");
+        match object.state() {
+            State::Live => self.give_name(&object),
+            State::Receiving => {}
+            State::Trashed => drop(self.trashed.insert((object.delete_after_ns(), id))),
         }
         self.uuids.insert(object.fixed.uuid, id);
         object.lock().inspect(|lock| self.locks.note(lock));
@@ -397,8 +443,12 @@ impl Table {
 
     pub(crate) fn remove(&mut self, id: ObjectId) -> Option<Arc<Object>> {
         let object = self.objects.remove(&id)?;
-        self.names.remove(&*object.name.read());
         self.uuids.remove(&object.fixed.uuid);
+        match object.state() {
+            State::Live => drop(self.names.remove(&*object.name.read())),
+            State::Receiving => {}
+            State::Trashed => drop(self.trashed.remove(&(object.delete_after_ns(), id))),
+        }
         Some(object)
     }
 
@@ -412,16 +462,37 @@ impl Table {
         self.names.insert(name, id);
     }
 
-    /// What was being received is there for all, under this name.
-    pub(crate) fn admit(&mut self, id: ObjectId, name: &str) {
-        let Some(object) = self.objects.get(&id) else {
-            return;
-        };
-        let name: Arc<str> = name.into();
-        *object.name.write() = name.clone();
-        object.receiving.store(false, Ordering::Release);
-        let taken = self.names.insert(name, id);
+    /// What was being received, or in the trash, is there for all, under this name.
+    pub(crate) fn show(&mut self, object: &Object, name: &str) {
+        self.trashed.remove(&(object.delete_after_ns(), object.id()));
+        object.delete_after_ns.store(0, Ordering::Release);
+        *object.name.write() = name.into();
+        object.state.store(State::Live as u8, Ordering::Release);
+        object.deleted.store(false, Ordering::Release);
+        self.give_name(object);
+    }
+
+    fn give_name(&mut self, object: &Object) {
+        let taken = self.names.insert(object.shared_name(), object.id());
         assert!(taken.is_none(), "a name is checked before it is given");
+    }
+
+    /// It is in the trash from here on; what is there already stays longer.
+    pub(crate) fn trash(&mut self, object: &Object, delete_after_ns: u64) {
+        match object.state() {
+            State::Live => drop(self.names.remove(&*object.name.read())),
+            State::Receiving | State::Trashed => {
+                self.trashed.remove(&(object.delete_after_ns(), object.id()));
+            }
+        }
+        object.delete_after_ns.store(delete_after_ns, Ordering::Release);
+        object.state.store(State::Trashed as u8, Ordering::Release);
+        self.trashed.insert((delete_after_ns, object.id()));
+    }
+
+    /// What is in the trash, what goes first at the front.
+    pub(crate) fn trashed(&self) -> impl DoubleEndedIterator<Item = &Arc<Object>> {
+        self.trashed.iter().filter_map(|(_, id)| self.objects.get(id))
     }
 
     pub(crate) fn set_lock(&mut self, object: &Object, lock: Option<ObjectLock>) {
@@ -438,10 +509,10 @@ impl Table {
         self.objects.get(&id)
     }
 
-    /// By name, or by UUID; what is being received is not found.
+    /// By name, or by UUID; what not all see is not found.
     pub(crate) fn find(&self, name: &str) -> Option<&Arc<Object>> {
         let id = self.names.get(name).or_else(|| self.uuids.get(&Uuid::try_parse(name).ok()?))?;
-        self.objects.get(id).filter(|object| !object.is_receiving())
+        self.objects.get(id).filter(|object| object.is_live())
     }
 
     /// Whoever has this UUID.
@@ -464,9 +535,5 @@ impl Table {
             self.names.iter().map(|(name, id)| (&**name, *id)).collect();
         names.sort_unstable();
         names.into_iter().filter_map(|(_, id)| self.objects.get(&id)).collect()
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.objects.len()
     }
 }

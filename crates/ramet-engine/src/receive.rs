@@ -6,7 +6,7 @@
 //! but by the calls here; several are admitted in one commit, or none.
 
 use crate::engine::{Commands, Engine};
-use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind};
+use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind, State};
 use crate::record::{Item, Record, Verb};
 use crate::verbs::{check_attributes, check_counts, check_name_length, check_size, item_of};
 use crate::volume::VolumeDevice;
@@ -64,7 +64,7 @@ impl Engine {
             id: self.next_id(&mut commands)?,
             uuid: incoming.uuid,
             kind: Some(ObjectKind::Volume),
-            receiving: true,
+            state: State::Receiving,
             size_bytes: incoming.size_bytes.max(base_bytes),
             batch: incoming.batch,
             created_ns: incoming.created_ns,
@@ -153,8 +153,9 @@ impl Engine {
 
     /// What is being received, in any order.
     pub fn receiving(&self) -> Vec<ObjectInfo> {
+        let is_received = |object: &&Arc<Object>| object.state() == State::Receiving;
         let table = self.table.read();
-        let objects: Vec<_> = table.all().filter(|it| it.is_receiving()).cloned().collect();
+        let objects: Vec<_> = table.all().filter(is_received).cloned().collect();
         drop(table);
         objects.iter().map(|object| self.info(object)).collect()
     }
@@ -170,7 +171,7 @@ impl Engine {
 
     pub(crate) fn find_receiving(&self, uuid: Uuid) -> Result<Arc<Object>> {
         let found = self.table.read().with_uuid(uuid).cloned();
-        found.filter(|object| object.is_receiving()).ok_or_else(|| {
+        found.filter(|object| object.state() == State::Receiving).ok_or_else(|| {
             let text = format!("{uuid} is not being received; hint: `ramet receive --list`");
             EngineError::new(Kind::NotFound, "not_receiving", text)
         })
@@ -181,8 +182,16 @@ impl Engine {
         let Some(other) = table.with_uuid(uuid) else {
             return Ok(());
         };
-        let name = if other.is_receiving() { "being received".into() } else { other.name() };
-        let text = format!("the UUID {uuid} is here: {name}; hint: `ramet receive --list`");
+        let text = match other.state() {
+            State::Live => format!("{uuid} is here: '{}'; hint: it need not come", other.name()),
+            State::Receiving => {
+                format!("{uuid} is being received already; hint: `ramet receive --list`")
+            }
+            State::Trashed => format!(
+                "{uuid} is in the trash, as '{}'; hint: `ramet trash restore` or `empty`",
+                other.name()
+            ),
+        };
         Err(EngineError::new(Kind::Conflict, "uuid_taken", text))
     }
 }

@@ -3,7 +3,7 @@
 //! Pure. Fields that are not known here are kept with the object they belong to, and written again
 //! with it. See docs/internals/format.md, "Records".
 
-use crate::object::{ObjectFields, ObjectKind};
+use crate::object::{ObjectFields, ObjectKind, State};
 use ramet_log::format::Reader;
 use ramet_log::format::node::{REFERENCE_BYTES, put_reference, take_reference};
 use ramet_log::format::superblock::NodeReference;
@@ -43,6 +43,10 @@ pub enum Verb {
     Lock = 11,
     /// Snapshots are not locked any more.
     Unlock = 12,
+    /// Objects are in the trash from here on.
+    Trash = 13,
+    /// What was in the trash is there again.
+    Restore = 14,
 }
 
 /// Tags of fields. A number is never used for something else.
@@ -76,11 +80,6 @@ mod tag {
     /// In checkpoints: the place in the tree of lineage.
     pub const PLACE: u16 = 41;
 }
-
-/// The state of an object that everybody sees.
-const STATE_LIVE: u8 = 1;
-/// A volume that a stream is written into; see `receive.rs`.
-const STATE_RECEIVING: u8 = 2;
 
 /// One object of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +147,8 @@ impl Record {
             10 => Verb::Admit,
             11 => Verb::Lock,
             12 => Verb::Unlock,
+            13 => Verb::Trash,
+            14 => Verb::Restore,
             other => return Err(format!("a record of unknown kind {other}")),
         };
         let count = from.u32()?;
@@ -194,7 +195,7 @@ impl Item {
         if let Some(kind) = object.kind {
             put_uuid(out, tag::UUID, object.uuid);
             put(out, tag::KIND, &[kind as u8]);
-            put(out, tag::STATE, &[if object.receiving { STATE_RECEIVING } else { STATE_LIVE }]);
+            put(out, tag::STATE, &[object.state as u8]);
             put_uuid(out, tag::BATCH, object.batch);
             put_u64(out, tag::CREATED, object.created_ns);
             put_u64(out, tag::PARENT, object.parent.0);
@@ -202,8 +203,8 @@ impl Item {
             put_uuid(out, tag::ORIGIN_LOG, object.origin_log);
             put_u64(out, tag::ORIGIN_POSITION, object.origin_position.0);
             put_u64(out, tag::SERIAL, object.serial);
-            put_u64(out, tag::DELETE_AFTER, object.delete_after_ns);
         }
+        put_u64(out, tag::DELETE_AFTER, object.delete_after_ns);
         put_u64(out, tag::LOCK_MODE, u64::from(object.lock_mode));
         put_u64(out, tag::LOCK_UNTIL, object.lock_until_ns);
         put_u64(out, tag::LOCK_FIRM, object.lock_firm_ns);
@@ -258,9 +259,7 @@ impl Item {
             }
             tag::KIND => object.kind = Some(ObjectKind::from_raw(value)?),
             tag::SIZE => object.size_bytes = number()?,
-            tag::STATE if value == [STATE_LIVE] => {}
-            tag::STATE if value == [STATE_RECEIVING] => object.receiving = true,
-            tag::STATE => return Err(format!("an object in unknown state {value:?}")),
+            tag::STATE => object.state = State::from_raw(value)?,
             tag::BATCH => object.batch = uuid()?,
             tag::CREATED => object.created_ns = number()?,
             tag::PARENT => object.parent = ObjectId(number()?),

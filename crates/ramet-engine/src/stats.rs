@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use crate::engine::Engine;
-use crate::object::ObjectKind;
+use crate::object::{ObjectKind, State};
 use ramet_log::BLOCK_BYTES_U64;
 use std::sync::atomic::Ordering;
 
@@ -15,6 +15,8 @@ pub struct Stats {
     pub snapshots_count: u64,
     /// Snapshots that are being received, or were when a stream was cut.
     pub receiving_count: u64,
+    /// Objects in the trash.
+    pub trashed_count: u64,
     /// Sum over all objects of what they map: what full copies would take.
     pub mapped_bytes: u64,
     /// Segment files.
@@ -122,20 +124,25 @@ impl Engine {
             self.log.store().space_bytes().map_err(ramet_log::LogError::from)?;
         let Fullness { taken_bytes, limit_bytes, medium_free_bytes, medium_bytes } =
             self.fullness()?;
-        let (mut volumes_count, mut receiving_count, mut mapped_bytes) = (0, 0, 0u64);
+        let (mut volumes_count, mut snapshots_count, mut receiving_count) = (0, 0, 0);
+        let (mut trashed_count, mut mapped_bytes) = (0, 0u64);
         let table = self.table.read();
         for object in table.all() {
-            let receiving = object.is_receiving();
-            receiving_count += u64::from(receiving);
-            volumes_count += u64::from(!receiving && object.kind() == ObjectKind::Volume);
+            *match (object.state(), object.kind()) {
+                (State::Live, ObjectKind::Volume) => &mut volumes_count,
+                (State::Live, ObjectKind::Snapshot) => &mut snapshots_count,
+                (State::Receiving, _) => &mut receiving_count,
+                (State::Trashed, _) => &mut trashed_count,
+            } += 1;
             mapped_bytes =
                 mapped_bytes.saturating_add(object.head.map().mapped() * BLOCK_BYTES_U64);
         }
         let dying_count = self.space.dying_count();
         Ok(Stats {
             volumes_count,
-            snapshots_count: table.count() as u64 - volumes_count - receiving_count,
+            snapshots_count,
             receiving_count,
+            trashed_count,
             mapped_bytes,
             segments_count: segments as u64,
             living_bytes: self.living_bytes(),

@@ -255,12 +255,23 @@ impl Engine {
         Ok(self.info(&object))
     }
 
-    /// End objects, all or none; their names are free on return. Result: what they were.
+    /// End objects, all or none; their names are free on return, and nothing brings them back: see
+    /// `trash`. Result: what they were.
     ///
     /// # Errors
     /// `NotFound`; `Busy` where one is attached; `Conflict` where one is locked; nothing is deleted
     /// then.
     pub fn delete(&self, names: &[String]) -> Result<Vec<ObjectInfo>> {
+        self.delete_as(Verb::Delete, names, 0)
+    }
+
+    /// `Verb::Delete`, or `Verb::Trash` until the lock clock shows `until_ns`.
+    pub(crate) fn delete_as(
+        &self,
+        verb: Verb,
+        names: &[String],
+        until_ns: u64,
+    ) -> Result<Vec<ObjectInfo>> {
         let mut commands = self.begin(names.len())?;
         let mut seen = HashSet::new();
         let mut objects = Vec::with_capacity(names.len());
@@ -271,9 +282,10 @@ impl Engine {
             }
         }
         check_detached(&objects)?;
-        let items = self.items_of_unlocked(&objects)?;
+        let mut items = self.items_of_unlocked(&objects)?;
+        items.iter_mut().for_each(|item| item.object.delete_after_ns = until_ns);
         let was = objects.iter().map(|object| self.info(object)).collect();
-        self.run(&mut commands, Record { verb: Verb::Delete, items })?;
+        self.run(&mut commands, Record { verb, items })?;
         Ok(was)
     }
 

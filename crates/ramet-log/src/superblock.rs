@@ -154,6 +154,17 @@ impl Log {
         self.write_commit(&mut |next| next.lock_terms = *terms)
     }
 
+    /// Write the older slot: seconds for which deleted objects can be restored; 0: not at all.
+    ///
+    /// # Errors
+    /// As `commit_checkpoint`.
+    ///
+    /// # Durability
+    /// As `commit_checkpoint`.
+    pub fn commit_trash(&self, seconds: u64) -> Result<()> {
+        self.write_commit(&mut |next| next.trash_seconds = seconds)
+    }
+
     /// Write the older slot, where it would say more than before of what is durable: for a log that
     /// is closed without a checkpoint, so that damage at its end is not taken for a torn tail.
     ///

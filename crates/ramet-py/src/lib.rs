@@ -4,6 +4,7 @@
 //! attaching to Python; every call goes through `call::call`, which handles fork, panics and the
 //! interpreter's lock in one place.
 
+mod background;
 mod call;
 mod device;
 mod loss;

@@ -1,26 +1,21 @@
-//! An open pool, and the threads that do its background work.
+//! An open pool.
 
+use crate::background::{self, Stop};
 use crate::call::{Owner, call};
 use crate::device::{Attached, Device};
 use crate::object::{Object, objects, parse_mode, parse_uuid, parse_uuids};
 use crate::root::HashedReader;
 use crate::scrub::Scrub;
 use crate::server::{NbdServer, Wanted};
-use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use ramet_engine::{Bell, ChangedRun, Engine, EngineError, Incoming, Settings};
+use ramet_engine::{ChangedRun, Engine, EngineError, Incoming, Settings};
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
-
-/// Background steps while there is nothing to do.
-const STEP_EVERY: Duration = Duration::from_millis(100);
-/// Between two steps while there is much to do, so that clients come first.
-const STEP_PAUSE: Duration = Duration::from_millis(1);
 
 /// See python/ramet/_core.pyi.
 #[pyclass(frozen, module = "ramet._core")]
@@ -29,59 +24,6 @@ pub struct Pool {
     path: PathBuf,
     owner: Owner,
     stop: Arc<Stop>,
-}
-
-#[derive(Default)]
-struct Stop {
-    stopped: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Stop {
-    fn stop(&self) {
-        *self.stopped.lock() = true;
-        self.changed.notify_all();
-    }
-
-    /// Wait; true once stopped.
-    fn wait(&self, time: Duration) -> bool {
-        let mut stopped = self.stopped.lock();
-        if !*stopped {
-            self.changed.wait_for(&mut stopped, time);
-        }
-        *stopped
-    }
-
-    fn is_stopped(&self) -> bool {
-        *self.stopped.lock()
-    }
-}
-
-type Step = fn(&Engine, Instant) -> Result<bool, EngineError>;
-
-fn housekeeping(engine: &std::sync::Weak<Engine>, stop: &Stop, step: Step) {
-    let mut pause = STEP_EVERY;
-    while !stop.wait(pause) {
-        let Some(engine) = engine.upgrade() else {
-            return;
-        };
-        // A failed step has poisoned the pool: every caller is told, and `stats` says why.
-        pause = match step(&engine, Instant::now()) {
-            Ok(true) => STEP_PAUSE,
-            Ok(false) | Err(_) => STEP_EVERY,
-        };
-    }
-}
-
-/// Beside the writers, so that they need not wait for files.
-fn writing_out(engine: &std::sync::Weak<Engine>, stop: &Stop, bell: &Bell) {
-    while !stop.is_stopped() {
-        bell.wait(STEP_EVERY);
-        let Some(engine) = engine.upgrade() else { break };
-        // A failed write has poisoned the pool: every caller is told, and `stats` says why.
-        let _ = engine.step_write_out();
-    }
-    bell.leave();
 }
 
 impl Pool {
@@ -130,22 +72,7 @@ impl Pool {
             *own = if given == 0 { *own } else { given };
         }
         let engine = call(py, owner, || Engine::open(&path, read_only, settings))?;
-        let stop = Arc::new(Stop::default());
-        let steps: [(&str, Step); 3] = [
-            ("ramet-steps", Engine::step),
-            ("ramet-checkpoint", Engine::step_checkpoint),
-            ("ramet-reclaim", Engine::step_reclaim),
-        ];
-        for (name, step) in steps {
-            let (weak, stopped) = (Arc::downgrade(&engine), stop.clone());
-            std::thread::Builder::new()
-                .name(name.into())
-                .spawn(move || housekeeping(&weak, &stopped, step))?;
-        }
-        let (weak, stopped, bell) = (Arc::downgrade(&engine), stop.clone(), engine.bell());
-        std::thread::Builder::new()
-            .name("ramet-write-out".into())
-            .spawn(move || writing_out(&weak, &stopped, &bell))?;
+        let stop = background::start(&engine)?;
         Ok(Pool { engine: ManuallyDrop::new(engine), path, owner, stop })
     }
 
@@ -282,6 +209,7 @@ impl Pool {
             ("volumes_count", stats.volumes_count),
             ("snapshots_count", stats.snapshots_count),
             ("receiving_count", stats.receiving_count),
+            ("trashed_count", stats.trashed_count),
             ("mapped_bytes", stats.mapped_bytes),
             ("living_bytes", stats.living_bytes),
             ("waiting_bytes", stats.waiting_bytes),
@@ -421,6 +349,44 @@ impl Pool {
 
     fn delete(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<Object>> {
         self.call(py, |engine| engine.delete(&names)).map(objects)
+    }
+
+    fn trash(&self, py: Python<'_>, names: Vec<String>) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.trash(&names)).map(objects)
+    }
+
+    /// Each object in the trash, with the nanoseconds that it stays.
+    fn trashed(&self, py: Python<'_>) -> PyResult<Vec<(Object, u64)>> {
+        let all = self.call(py, |engine| Ok(engine.trashed()))?;
+        Ok(all.into_iter().map(|it| (Object(it.object), it.remaining_ns)).collect())
+    }
+
+    #[pyo3(signature = (keys, names = None))]
+    fn restore(
+        &self,
+        py: Python<'_>,
+        keys: Vec<String>,
+        names: Option<Vec<String>>,
+    ) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.restore(&keys, names.as_deref())).map(objects)
+    }
+
+    #[pyo3(signature = (keys = None))]
+    fn empty_trash(&self, py: Python<'_>, keys: Option<Vec<String>>) -> PyResult<Vec<Object>> {
+        self.call(py, |engine| engine.empty_trash(keys.as_deref())).map(objects)
+    }
+
+    #[pyo3(signature = (keys = None))]
+    fn trash_frees(&self, py: Python<'_>, keys: Option<Vec<String>>) -> PyResult<u64> {
+        self.call(py, |engine| engine.trash_frees(keys.as_deref()))
+    }
+
+    fn trash_seconds(&self, py: Python<'_>) -> PyResult<u64> {
+        self.call(py, |engine| Ok(engine.trash_seconds()))
+    }
+
+    fn set_trash_seconds(&self, py: Python<'_>, seconds: u64) -> PyResult<()> {
+        self.call(py, |engine| engine.set_trash_seconds(seconds))
     }
 
     fn lock(

@@ -272,7 +272,7 @@ class _Check:
 
     def _name_holders(self, objects: Objects) -> None:
         for it in objects.by_id.values():
-            if it.name:
+            if it.name and not it.delete_after_ns:
                 name = "volumes_count" if it.kind == VOLUME else "snapshots_count"
                 self._report.count(name)
         for object_id, hits in objects.hits.items():

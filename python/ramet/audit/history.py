@@ -162,5 +162,5 @@ class History:
         return found.blocks_count if found is not None and found.kind == VOLUME else 0
 
 
-def _said(it: Object) -> tuple[bytes, str, int, int, int, Lock | None]:
-    return it.uuid, it.name, it.kind, it.size_bytes, it.place, it.lock
+def _said(it: Object) -> tuple[bytes, str, int, int, int, Lock | None, int]:
+    return it.uuid, it.name, it.kind, it.size_bytes, it.place, it.lock, it.delete_after_ns

@@ -16,7 +16,7 @@ ITEMS_MAX = 65_536
 NAME_BYTES_MAX = 255
 ATTRIBUTES_BYTES_MAX = 64 << 10
 VOLUME, SNAPSHOT = 1, 2
-STATE_LIVE, STATE_RECEIVING = 1, 2
+STATE_LIVE, STATE_RECEIVING, STATE_TRASHED = 1, 2, 3
 EPOCH_SHIFT = 28  # Of an object's id: its epoch lies above the ordinal.
 LIVING, DYING, GONE = 1, 2, 3  # Of places.
 GOVERNANCE, COMPLIANCE = 1, 2  # Modes of locks.
@@ -70,6 +70,8 @@ class Verb(IntEnum):
     ADMIT = 10
     LOCK = 11
     UNLOCK = 12
+    TRASH = 13
+    RESTORE = 14
 
 
 _LOCK_TAGS = (Tag.LOCK_MODE, Tag.LOCK_UNTIL, Tag.LOCK_FIRM, Tag.LOCK_CLOCK, Tag.LOCK_DAY)
@@ -106,13 +108,15 @@ class Object:
     id: int
     uuid: bytes
     name: str
-    """Empty: it is being received."""
+    """Empty: it is being received. In the trash: the name it had."""
     kind: int
     size_bytes: int
     place: int
     map: bytes
     """The reference to its root and the height; empty: it maps nothing."""
     lock: Lock | None = None
+    delete_after_ns: int = 0
+    """The lock clock from which on it may go; 0: it is not in the trash."""
 
     @property
     def blocks_count(self) -> int:
@@ -228,10 +232,14 @@ def decode_object(fields: Fields) -> Object:
         (VOLUME, STATE_LIVE),
         (SNAPSHOT, STATE_LIVE),
         (VOLUME, STATE_RECEIVING),
+        (VOLUME, STATE_TRASHED),
+        (SNAPSHOT, STATE_TRASHED),
     ):
         raise MalformedError(f"an object of kind {kind}, state {state}")
     if (state == STATE_RECEIVING) == (Tag.NAME in fields):
         raise MalformedError(f"an object of state {state} with or without a name")
+    if (state == STATE_TRASHED) != (Tag.DELETE_AFTER in fields):
+        raise MalformedError(f"an object of state {state} with or without a time to go")
     if Tag.UUID not in fields or number(fields, Tag.SIZE) == 0:
         raise MalformedError("an object without UUID or size")
     if len(fields.get(Tag.ATTRIBUTES, b"")) > ATTRIBUTES_BYTES_MAX:
@@ -251,6 +259,7 @@ def decode_object(fields: Fields) -> Object:
         number(fields, Tag.PLACE),
         root,
         lock,
+        number(fields, Tag.DELETE_AFTER),
     )
 
 

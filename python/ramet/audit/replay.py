@@ -70,21 +70,25 @@ class Objects:
         self._uuids.add(made.uuid)
 
     def _give_name(self, named: Object, name: str) -> None:
-        if self._ids_by_name.get(name, named.id) != named.id:
+        if self._ids_by_name.get(name, named.id) != named.id and not named.delete_after_ns:
             raise MalformedError(f"the name '{name}' is another object's")
-        self._ids_by_name.pop(named.name, None)
+        self._forget_name(named)
         named.name = name
-        # What is being received has none.
-        if name:
+        # What is being received has none, and in the trash it does not count.
+        if name and not named.delete_after_ns:
             self._ids_by_name[name] = named.id
 
-    def get(self, object_id: int, kind: int | None = None) -> Object:
-        """Give an object.
+    def _forget_name(self, named: Object) -> None:
+        if self._ids_by_name.get(named.name) == named.id:
+            del self._ids_by_name[named.name]
+
+    def get(self, object_id: int, kind: int | None = None, *, trashed: bool = False) -> Object:
+        """Give an object; `trashed`: it may be in the trash.
 
         Raises: MalformedError where it is not there, or of another kind.
         """
         found = self.by_id.get(object_id)
-        if found is None:
+        if found is None or (found.delete_after_ns and not trashed):
             raise MalformedError(f"object {object_id:#x} is not there")
         if kind is not None and found.kind != kind:
             what = "volume" if kind == VOLUME else "snapshot"
@@ -140,12 +144,33 @@ class Objects:
 
     def _delete(self, items: list[Fields]) -> None:
         for fields in items:
-            gone = self.get(number(fields, Tag.ID))
+            gone = self.get(number(fields, Tag.ID), trashed=True)
             self._end_lock(gone, fields, "deleted")
             del self.by_id[gone.id]
-            self._ids_by_name.pop(gone.name, None)
+            self._forget_name(gone)
             self._uuids.discard(gone.uuid)
             self.hits.pop(gone.id, None)
+
+    def _trash(self, items: list[Fields]) -> None:
+        for fields in items:
+            trashed = self.get(number(fields, Tag.ID), trashed=True)
+            if Tag.DELETE_AFTER not in fields:
+                raise MalformedError(f"'{trashed.name}' is in the trash for no time")
+            if not trashed.name:
+                raise MalformedError(f"object {trashed.id:#x} is in the trash while it is received")
+            lock = trashed.lock
+            self._end_lock(trashed, fields, "deleted")
+            trashed.lock = lock
+            self._forget_name(trashed)
+            trashed.delete_after_ns = number(fields, Tag.DELETE_AFTER)
+
+    def _restore(self, items: list[Fields]) -> None:
+        for fields in items:
+            restored = self.get(number(fields, Tag.ID), trashed=True)
+            if not restored.delete_after_ns:
+                raise MalformedError(f"'{restored.name}' is restored, and was not in the trash")
+            restored.delete_after_ns = 0
+            self._give_name(restored, decode_name(fields.get(Tag.NAME, b"")))
 
     def _freeze(self, items: list[Fields]) -> None:
         for fields in items:
@@ -229,6 +254,8 @@ class Objects:
             Verb.ADMIT: self._admit,
             Verb.LOCK: self._lock,
             Verb.UNLOCK: self._unlock,
+            Verb.TRASH: self._trash,
+            Verb.RESTORE: self._restore,
         }
         verbs[verb](items)
 

@@ -31,7 +31,7 @@ UNITS_MAX = 1 << 16
 
 # What follows the checksum at 16, from 20 on.
 _DESCRIPTOR = struct.Struct("<I16sQQQ3Q")
-_COMMIT = struct.Struct("<IQQ16s16s5QQQQ32s16sQQQ")
+_COMMIT = struct.Struct("<IQQ16s16s5QQQQ32s16s4Q")
 _SEGMENT = struct.Struct("<IQ16s16s5QIIQQQ")
 _NODE_FILE = struct.Struct("<IQ16s16sQQIIQQQ")
 TRAILER = struct.Struct("<I8Q")
@@ -194,7 +194,7 @@ def decode_commit(page: bytes, seed: int) -> Commit:
     if roots_count > ROOTS_MAX:
         raise MalformedError(f"it says that it has {roots_count} roots")
     number, before, log, incarnation, epoch, position, sequence, durable, table = fields[:9]
-    clock, cooling_off, _, secret_hash, boot, _, confirmed_clock, confirmed_day = fields[9:]
+    clock, cooling_off, _, secret_hash, boot, _, confirmed_clock, confirmed_day, _ = fields[9:]
     roots: dict[int, Reference] = {}
     for index in range(roots_count):
         at = ROOTS_AT + index * ROOT_BYTES
@@ -204,7 +204,7 @@ def decode_commit(page: bytes, seed: int) -> Commit:
         roots[kind] = decode_reference(page, at + 8)
         _expect_zeros(page, at + 2, at + 8)
         _expect_zeros(page, at + 48, at + ROOT_BYTES)
-    _expect_zeros(page, 208, ROOTS_AT)
+    _expect_zeros(page, 216, ROOTS_AT)
     _expect_zeros(page, ROOTS_AT + roots_count * ROOT_BYTES, BLOCK_BYTES)
     return Commit(
         number,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ramet.cli.grammar_locks import add_clock, add_locking
 from ramet.cli.grammar_policies import add_policies
+from ramet.cli.grammar_trash import add_trash
 
 # Adds a verb: where, its name, (module, function), what it does, an example. Result: its parser.
 AddVerb = Callable[[Any, str, tuple[str, str], str, str], Any]
@@ -33,6 +34,7 @@ def add_nouns(nouns: Any, verb: AddVerb) -> None:
     add_locking(verbs, verb)
     add_clock(nouns, verb)
     _add_objects(nouns, verb)
+    add_trash(nouns, verb)
     add_policies(nouns, verb)
 
 
@@ -277,6 +279,7 @@ def _add_objects(nouns: Any, verb: AddVerb) -> None:
     )
     it.add_argument("names", nargs="+", metavar="NAME")
     it.add_argument("--force", action="store_true", help="close their connections first")
+    it.add_argument("--now", action="store_true", help="without the trash: nothing restores them")
     it.add_argument("--dry-run", action="store_true", help="only say what would come back")
     it = verb(
         nouns,

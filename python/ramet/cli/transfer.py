@@ -53,7 +53,7 @@ def import_image(arguments: Namespace) -> None:
             # Durable together with all that was copied.
             made = verbs.rename(begun, arguments.name)
         except BaseException:
-            verbs.delete([begun], True)
+            verbs.delete([begun], True, True)
             raise
     if arguments.json:
         print_json(made.to_json())

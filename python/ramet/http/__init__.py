@@ -19,6 +19,7 @@ from ramet.errors import InvalidError, RametError
 from ramet.http import policies
 from ramet.http.locks import add_locks
 from ramet.http.streams import Abandon, Send, abandon_part, list_parts, receive_body, send_frames
+from ramet.http.trash import add_trash
 from ramet.keeper import PlainKeeper
 from ramet.records import Scrubbed
 from ramet.service import Service
@@ -119,6 +120,7 @@ class Delete(msgspec.Struct, forbid_unknown_fields=True):
 
     names: list[str]
     force: bool = False
+    now: bool = False
     dry_run: bool = False
 
 
@@ -242,6 +244,8 @@ def build(service: Service) -> FastAPI:
 
     _add_verbs(post, verbs)
     add_locks(post, verbs)
+    add_trash(post, verbs)
+    get("/v0/trash", "trash", lambda _: verbs.trash().to_json())
     get("/v0/lock_clock", "lock_clock", lambda _: verbs.lock_clock().to_json())
     get("/v0/objects", "objects", lambda _: [item.to_json() for item in verbs.objects()])
     get("/v0/object", "object", lambda it: verbs.find_object(asked(it, "name")).to_json())
@@ -345,7 +349,7 @@ def _add_verbs(post: Post, verbs: Verbs) -> None:
         lambda it: (
             {"freed_bytes": verbs.frees(it.names)}
             if it.dry_run
-            else verbs.delete(it.names, it.force)
+            else verbs.delete(it.names, it.force, it.now)
         ),
     )
     post("/v0/verifies", Verify, lambda it: verbs.verify(it.name).to_json())

@@ -350,7 +350,7 @@ class Keeper:
             if not chosen:
                 return []
             with suppress(RametError):
-                self._pool.delete([it.uuid for it in chosen])
+                self._pool.delete([it.uuid for it in chosen], now=True)
                 return [it.name for it in chosen]
             return [it.name for it in chosen if self._drop_one(it, errors)]
         except RametError as error:
@@ -359,7 +359,7 @@ class Keeper:
 
     def _drop_one(self, record: ObjectRecord, errors: list[str]) -> bool:
         try:
-            self._pool.delete([record.uuid])
+            self._pool.delete([record.uuid], now=True)
         except NotFoundError:
             return False  # Somebody else did.
         except RametError as error:

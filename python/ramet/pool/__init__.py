@@ -22,8 +22,9 @@ from ramet.names import (
     expand_volume_names,
 )
 from ramet.pool.base import as_list, describe, now_text
-from ramet.pool.locks import PoolLocks, hash_secret
+from ramet.pool.locks import hash_secret
 from ramet.pool.server import NbdServer
+from ramet.pool.trash import PoolTrash
 from ramet.records import (
     Diff,
     Extent,
@@ -118,7 +119,7 @@ def _create(path: str | os.PathLike[str], segment_size: str | int | None) -> Non
     _core.Pool.create(os.fspath(path), 0 if segment_size is None else parse_size(segment_size))
 
 
-class Pool(PoolLocks):
+class Pool(PoolTrash):
     """An open pool, as `open` gives it: one flat namespace of volumes and snapshots.
 
     May be used from many threads. Commands over many objects are one commit: all of it is there
@@ -388,16 +389,22 @@ class Pool(PoolLocks):
             return describe(renamed)
 
     def delete(
-        self, targets: ObjectLike | Iterable[ObjectLike], *, force: bool = False
+        self,
+        targets: ObjectLike | Iterable[ObjectLike],
+        *,
+        force: bool = False,
+        now: bool = False,
     ) -> list[ObjectRecord]:
         """Delete volumes and snapshots, in any order, whatever was cloned from them, in one commit.
 
         `targets`: one or a list; what is given twice counts once. `force`: close NBD connections
-        that have them open first. Result: the objects as they were. Durable on return; `frees`
-        says beforehand how much space comes back.
+        that have them open first. Where the pool has an undo window, see `set_trash_window`,
+        `restore` brings them back for that time; `now`: it does not, and their space is given back.
+        Result: the objects as they were. Durable on return; `frees` says beforehand how much space
+        they hold.
         Raises: BusyError where one is attached and not `force`; ConflictError (code object_locked)
-        where one is locked, `force` or not; NotFoundError; ReadOnlyError. On any error none is
-        deleted.
+        where one is locked, `force` or not; NotFoundError; FullError where they would go to the
+        trash; ReadOnlyError. On any error none is deleted.
         Example: pool.delete(["db", "db@1"])
         """
         with self._command():
@@ -405,7 +412,8 @@ class Pool(PoolLocks):
             if not found:
                 return []
             with self._detached(found if force else []):
-                deleted = self._core.delete([item.name for item in found])
+                end = self._core.delete if now else self._core.trash
+                deleted = end([item.name for item in found])
             self._numbers.forget([item.name for item in deleted])
             return [describe(item) for item in deleted]
 

@@ -321,7 +321,7 @@ impl Engine {
         let objects = objects
             .into_iter()
             .zip(maps)
-            .filter(|(object, _)| !object.is_deleted())
+            .filter(|(object, _)| !object.is_gone())
             .map(|(object, map)| {
                 let (fields, place) = (object.fields_now(), object.place());
                 ObjectAtCut { object, map, fields, place }

@@ -16,9 +16,15 @@ pub type Sectors = [u64; 8];
 
 /// What the name of something begins with that is being received: no object has such a name.
 pub const HIDDEN: &str = "~";
+/// And of something in the trash, before the name that it had.
+pub const TRASHED: &str = "!";
 
 pub fn is_hidden(name: &str) -> bool {
     name.starts_with(HIDDEN)
+}
+
+pub fn is_trashed(name: &str) -> bool {
+    name.starts_with(TRASHED)
 }
 
 /// A mapped block.
@@ -98,9 +104,11 @@ impl Pool {
     /// Equal for pools that look the same from outside.
     pub fn fingerprint(&self) -> u64 {
         let one = |(name, thing): (&String, &Arc<Thing>)| {
+            // What is in the trash cannot be read, only restored.
+            let content = if is_trashed(name) { thing.blocks.len() as u64 } else { thing.mark };
             let name = name.bytes().fold(0, |mark, byte| mix(mark + u64::from(byte)));
             let kind = u64::from(thing.is_volume);
-            [name, kind, thing.size_bytes, thing.locked_days, thing.mark]
+            [name, kind, thing.size_bytes, thing.locked_days, content]
                 .iter()
                 .fold(0, |mark: u64, next| mix(mark.wrapping_add(*next).wrapping_add(1)))
         };
@@ -128,11 +136,16 @@ impl Pool {
         Arc::make_mut(self.things.get_mut(name).expect("the script knows what there is"))
     }
 
+    pub fn rename(&mut self, name: &str, new: String) {
+        let thing = self.things.remove(name).expect("the script knows what there is");
+        self.things.insert(new, thing);
+    }
+
     pub fn thing(&self, name: &str) -> &Arc<Thing> {
         &self.things[name]
     }
 
-    /// Names of volumes, or of snapshots; without what is being received.
+    /// Names of volumes, or of snapshots, as everybody sees them.
     pub fn names(&self, volumes: bool) -> Vec<String> {
         let wanted = self.visible().filter(|name| self.thing(name).is_volume == volumes);
         wanted.cloned().collect()
@@ -140,12 +153,17 @@ impl Pool {
 
     /// What everybody sees.
     pub fn visible(&self) -> impl Iterator<Item = &String> {
-        self.things.keys().filter(|name| !is_hidden(name))
+        self.things.keys().filter(|name| !is_hidden(name) && !is_trashed(name))
     }
 
     /// What is being received.
     pub fn hidden(&self) -> Vec<String> {
         self.things.keys().filter(|name| is_hidden(name)).cloned().collect()
+    }
+
+    /// What is in the trash.
+    pub fn trashed(&self) -> Vec<String> {
+        self.things.keys().filter(|name| is_trashed(name)).cloned().collect()
     }
 
     /// What differs between two pools, for a person.

@@ -5,7 +5,9 @@
 //! promised to be durable; nothing that is read is called damaged.
 
 use super::Random;
-use super::model::{Atom, BLOCK_BYTES, Block, HIDDEN, Pool, SECTOR_BYTES, Thing, is_hidden};
+use super::model::{
+    Atom, BLOCK_BYTES, Block, HIDDEN, Pool, SECTOR_BYTES, TRASHED, Thing, is_hidden, is_trashed,
+};
 use super::process::{Life, Process};
 use super::script::{EMPTY, Script, Step, create, write};
 use ramet_engine::{
@@ -209,6 +211,7 @@ impl Run {
         };
         run.reopen().expect("opened");
         run.engine().set_lock_secret(SECRET, None).expect("set");
+        run.engine().set_trash_seconds(DAY_SECONDS).expect("set");
         run.step(&Step::Create { name: EMPTY.into(), sectors: 1 }).expect("created");
         run
     }
@@ -300,11 +303,8 @@ impl Run {
             }
             Step::Clear { name, range, trim, fua, .. } => {
                 let device = device(&engine, name)?;
-                let (offset, length) = (range.first * SECTOR_BYTES, range.count * SECTOR_BYTES);
-                match trim {
-                    true => device.trim(offset, length, *fua),
-                    false => device.write_zeroes(offset, length, *fua),
-                }
+                let clear = if *trim { BlockDevice::trim } else { BlockDevice::write_zeroes };
+                clear(&*device, range.first * SECTOR_BYTES, range.count * SECTOR_BYTES, *fua)
             }
             Step::Flush => engine.flush(),
             Step::Snapshot { names } => {
@@ -315,8 +315,7 @@ impl Run {
                 engine.clone_object(source, names, Some(sectors * SECTOR_BYTES), &[]).map(drop)
             }
             Step::Revert { name, snapshot, keep, take_size } => {
-                let keep = keep.as_ref().map(one);
-                let (volume, snapshot) = (one(name), one(snapshot));
+                let (volume, snapshot, keep) = (one(name), one(snapshot), keep.as_ref().map(one));
                 engine.revert(&volume, &snapshot, keep.as_deref(), *take_size).map(drop)
             }
             Step::Freeze { name } => engine.freeze(&one(name)).map(drop),
@@ -325,6 +324,9 @@ impl Run {
             }
             Step::Rename { name, new } => engine.rename(name, new).map(drop),
             Step::Delete { names } => engine.delete(names).map(drop),
+            Step::Trash { .. } | Step::Restore { .. } | Step::Empty { .. } => {
+                perform_trashing(&engine, step)
+            }
             Step::Lock { .. } | Step::Unlock { .. } => perform_locking(&engine, step),
             Step::Receive { .. } | Step::Admit { .. } | Step::Abandon { .. } => {
                 perform_receiving(&engine, step)
@@ -434,6 +436,24 @@ fn perform_locking(engine: &Arc<Engine>, step: &Step) -> Result<()> {
     }
 }
 
+fn perform_trashing(engine: &Arc<Engine>, step: &Step) -> Result<()> {
+    let had = |name: &String| name[TRASHED.len()..].to_string();
+    match step {
+        Step::Trash { names } => engine.trash(names).map(drop),
+        Step::Restore { names } => {
+            let (trashed, names): (Vec<String>, Vec<String>) = names.iter().cloned().unzip();
+            let keys: Vec<String> = trashed.iter().map(had).collect();
+            engine.restore(&keys, Some(&names)).map(drop)
+        }
+        Step::Empty { names } if names.is_empty() => engine.empty_trash(None).map(drop),
+        Step::Empty { names } => {
+            let keys: Vec<String> = names.iter().map(had).collect();
+            engine.empty_trash(Some(&keys)).map(drop)
+        }
+        _ => unreachable!("the others are done by `perform`"),
+    }
+}
+
 fn perform_receiving(engine: &Arc<Engine>, step: &Step) -> Result<()> {
     match step {
         Step::Receive { name, base, sectors, .. } => {
@@ -513,6 +533,13 @@ pub fn look(engine: &Arc<Engine>) -> Result<Pool> {
         assert_eq!(mapped_bytes, info.mapped_bytes, "what '{}' says it maps", info.name);
         pool.things.insert(info.name, Arc::new(thing));
     }
+    for info in engine.trashed().into_iter().map(|trashed| trashed.object) {
+        let mut thing = Thing::new(info.kind == ObjectKind::Volume, info.size_bytes);
+        for index in 0..info.mapped_bytes / BLOCK_BYTES {
+            thing.set(index, Block { version: 0, sectors: [0; 8] });
+        }
+        pool.things.insert(format!("{TRASHED}{}", info.name), Arc::new(thing));
+    }
     Ok(pool)
 }
 
@@ -545,7 +572,7 @@ pub fn look_at_what_is_readable(
     let there: Vec<String> = wanted.visible().cloned().collect();
     assert_eq!(names, there, "{context}");
     let mut damaged = BTreeSet::new();
-    for (name, thing) in &wanted.things {
+    for (name, thing) in wanted.things.iter().filter(|(name, _)| !is_trashed(name)) {
         let device = device(engine, name).expect("it is there");
         assert_eq!(device.size_bytes(), thing.size_bytes, "{context}: size of {name}");
         let holes = thing.blocks.keys().map(|index| index + 1);

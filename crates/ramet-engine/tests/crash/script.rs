@@ -4,7 +4,7 @@
 
 use super::Random;
 use super::model::{
-    Atom, HIDDEN, Pool, Range, SECTOR_BYTES, Thing, clear_atoms, resize_atoms, write_atoms,
+    Atom, HIDDEN, Pool, Range, SECTOR_BYTES, TRASHED, Thing, clear_atoms, resize_atoms, write_atoms,
 };
 use std::sync::Arc;
 
@@ -81,6 +81,18 @@ pub enum Step {
     Delete {
         names: Vec<String>,
     },
+    /// Delete with the undo window: they can be restored.
+    Trash {
+        names: Vec<String>,
+    },
+    /// Bring back from the trash, under new names.
+    Restore {
+        names: Vec<(String, String)>,
+    },
+    /// End what is in the trash; no names: all of it.
+    Empty {
+        names: Vec<String>,
+    },
     /// Lock snapshots, or make their locks longer.
     Lock {
         names: Vec<String>,
@@ -118,10 +130,8 @@ impl Step {
             Step::Resize { name, sectors, stamp } => {
                 return resize_atoms(pool, name, sectors * SECTOR_BYTES, *stamp);
             }
-            Step::Flush | Step::Checkpoint | Step::Idle { .. } | Step::Close | Step::Kill => {
-                return Vec::new();
-            }
-            Step::Reclaim { .. } => return Vec::new(),
+            Step::Flush | Step::Checkpoint | Step::Reclaim { .. } => return Vec::new(),
+            Step::Idle { .. } | Step::Close | Step::Kill => return Vec::new(),
             Step::Create { name, sectors } => {
                 let thing = Thing::new(true, sectors * SECTOR_BYTES);
                 after.things.insert(name.clone(), Arc::new(thing));
@@ -147,13 +157,20 @@ impl Step {
                 after.things.insert(name.clone(), Arc::new(content));
             }
             Step::Freeze { name } => after.thing_mut(name).is_volume = false,
-            Step::Rename { name, new } => {
-                let thing = after.things.remove(name).expect("it is there");
-                after.things.insert(new.clone(), thing);
-            }
+            Step::Rename { name, new } => after.rename(name, new.clone()),
             Step::Delete { names } => names.iter().for_each(|name| {
                 after.things.remove(name);
             }),
+            Step::Trash { names } => {
+                names.iter().for_each(|name| after.rename(name, format!("{TRASHED}{name}")));
+            }
+            Step::Restore { names } => {
+                names.iter().for_each(|(name, new)| after.rename(name, new.clone()));
+            }
+            Step::Empty { names } => {
+                let all = if names.is_empty() { after.trashed() } else { names.clone() };
+                all.iter().for_each(|name| drop(after.things.remove(name)));
+            }
             Step::Lock { names, days } => {
                 names.iter().for_each(|name| after.thing_mut(name).locked_days = *days);
             }
@@ -165,8 +182,7 @@ impl Step {
             }
             Step::Admit { names } => names.iter().for_each(|(name, new)| {
                 after.thing_mut(name).is_volume = false;
-                let thing = after.things.remove(name).expect("it is there");
-                after.things.insert(new.clone(), thing);
+                after.rename(name, new.clone());
             }),
             Step::Abandon { name } => drop(after.things.remove(name)),
         }
@@ -177,8 +193,8 @@ impl Step {
     pub fn promises(&self) -> bool {
         match self {
             Step::Write { fua, .. } => *fua,
-            // Where nothing is locked nothing is written.
-            Step::Unlock { .. } => false,
+            // Where nothing is locked, or in the trash, nothing is written.
+            Step::Unlock { .. } | Step::Empty { .. } => false,
             // A range that is empty already is not written to the log.
             Step::Clear { .. } | Step::Idle { .. } | Step::Kill => false,
             Step::Checkpoint | Step::Reclaim { .. } => false,
@@ -191,6 +207,8 @@ impl Step {
             | Step::Resize { .. }
             | Step::Rename { .. }
             | Step::Delete { .. }
+            | Step::Trash { .. }
+            | Step::Restore { .. }
             | Step::Lock { .. }
             | Step::Receive { .. }
             | Step::Admit { .. }
@@ -314,7 +332,8 @@ impl Script {
             76..=77 => Step::Rename { name: volume, new: self.name() },
             78..=81 => self.delete(pool),
             82..=83 => Step::Checkpoint,
-            84 | 87 if !snapshots.is_empty() => self.lock(pool, snapshots),
+            87 if !pool.trashed().is_empty() => self.end_trashed(pool.trashed()),
+            84 | 88 if !snapshots.is_empty() => self.lock(pool, snapshots),
             85..=86 => Step::Reclaim { all: self.random.below(2) == 0 },
             87..=93 => Step::Idle { times: 1 + self.random.below(4) },
             94..=96 => Step::Close,
@@ -437,6 +456,23 @@ impl Script {
                 names.push(all.swap_remove(self.random.small(all.len())));
             }
         }
-        Step::Delete { names }
+        match self.random.below(3) {
+            0 => Step::Delete { names },
+            _ => Step::Trash { names },
+        }
+    }
+
+    fn end_trashed(&mut self, mut trashed: Vec<String>) -> Step {
+        if self.random.below(4) == 0 {
+            return Step::Empty { names: Vec::new() };
+        }
+        let first = self.random.small(trashed.len());
+        trashed.rotate_left(first);
+        trashed.truncate(1 + self.random.small(3));
+        if self.random.below(3) == 0 {
+            return Step::Empty { names: trashed };
+        }
+        let names = self.names(trashed.len());
+        Step::Restore { names: trashed.into_iter().zip(names).collect() }
     }
 }

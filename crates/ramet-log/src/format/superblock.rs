@@ -87,6 +87,8 @@ pub struct Commit {
     pub limit_bytes: u64,
     /// What holds for locks.
     pub lock_terms: LockTerms,
+    /// Seconds for which deleted objects can be restored; zero: not at all.
+    pub trash_seconds: u64,
     /// The pool's trees.
     pub roots: Vec<Root>,
 }
@@ -120,6 +122,7 @@ impl Commit {
         out.u64(self.lock_clock.running_ns);
         out.u64(self.lock_terms.confirmed_clock_ns);
         out.u64(self.lock_terms.confirmed_day_ns);
+        out.u64(self.trash_seconds);
         let mut out = Writer::new(&mut page, ROOTS_AT);
         for root in &self.roots {
             out.u16(root.kind);
@@ -169,6 +172,7 @@ impl Commit {
         (terms.secret_hash, clock.boot) = (from.array()?, from.array()?);
         clock.running_ns = from.u64()?;
         (terms.confirmed_clock_ns, terms.confirmed_day_ns) = (from.u64()?, from.u64()?);
+        commit.trash_seconds = from.u64()?;
         Some(commit)
     }
 
@@ -218,6 +222,7 @@ mod tests {
                 confirmed_clock_ns: 17,
                 confirmed_day_ns: 18,
             },
+            trash_seconds: 19,
             roots: vec![Root { kind: 2, node }],
             ..Commit::default()
         };
