@@ -121,9 +121,9 @@ pub struct Scrub {
     engine: Arc<Engine>,
     marks: Marks,
     slots: Slots,
-    /// Objects to come, oldest first, and the last one that there was.
+    /// Objects to come, by place, and the last place that there was.
     objects: VecDeque<ObjectId>,
-    last: ObjectId,
+    last: u64,
     /// Whose map is read, its place when that began, and up to which block it was.
     object: Option<(Arc<Object>, u64)>,
     at: u64,
@@ -148,7 +148,7 @@ impl Scrub {
             marks: Marks::default(),
             slots: Slots::default(),
             objects: VecDeque::new(),
-            last: ObjectId(0),
+            last: 0,
             object: None,
             at: 0,
             leaf: 0,
@@ -244,18 +244,18 @@ impl Scrub {
         Some(cost)
     }
 
-    /// Begin with the next object. New ones come last: what they took over from others meanwhile is
-    /// theirs to hold.
+    /// Begin with the next object. New ones come last, and those that were reverted meanwhile: what
+    /// they took over from others is theirs to hold, and a new place is higher than all before.
     fn next_object(&mut self) -> Option<u64> {
         if self.objects.is_empty() {
             let table = self.engine.table.read();
-            let ids = table.all().map(|object| object.id()).filter(|id| *id > self.last);
-            let mut ids: Vec<ObjectId> = ids.collect();
-            ids.sort_unstable();
-            self.objects = ids.into();
+            let places = table.all().map(|object| (object.place(), object.id()));
+            let mut places: Vec<_> = places.filter(|(place, _)| *place > self.last).collect();
+            places.sort_unstable();
+            self.last = places.last().map_or(self.last, |(place, _)| *place);
+            self.objects = places.into_iter().map(|(_, id)| id).collect();
         }
         let id = self.objects.pop_front()?;
-        self.last = id;
         let object = self.engine.table.read().get(id).cloned();
         self.object = object.map(|object| (object.clone(), object.place()));
         self.at = 0;
@@ -341,12 +341,14 @@ impl Scrub {
     fn is_still_there(&self, run: Run) -> bool {
         let Some((object, _)) = &self.object else { return false };
         let found = self.engine.nodes.with(|| object.head.map().get(run.first));
-        found.is_ok_and(|found| found == Some(run.locator)) && !object.is_deleted()
+        found.is_ok_and(|found| found == Some(run.locator)) && !object.is_gone()
     }
 
     fn name_holders(&self, run: Run, damage: &mut Damage) {
-        let objects: Vec<Arc<Object>> =
-            self.engine.table.read().by_name().into_iter().cloned().collect();
+        let table = self.engine.table.read();
+        let all = table.by_name().into_iter().chain(table.trashed());
+        let objects: Vec<Arc<Object>> = all.cloned().collect();
+        drop(table);
         for object in objects {
             let found = self.engine.nodes.with(|| {
                 let mut extents = Vec::new();
