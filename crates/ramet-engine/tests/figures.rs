@@ -2,7 +2,7 @@
 
 mod crash;
 
-use crash::model::{BLOCK_BYTES, HIDDEN, Pool, Thing};
+use crash::model::{BLOCK_BYTES, HIDDEN, Pool, TRASHED, Thing};
 use crash::run::Run;
 use crash::script::{Step, create, snapshot_of, write};
 use ramet_engine::{ObjectSpace, Scatter, Sharer};
@@ -23,7 +23,7 @@ fn common(one: &Thing, other: &Thing) -> u64 {
 
 /// Objects but for those that are still being received: those hold blocks, and have no name.
 fn shown(pool: &Pool) -> impl Iterator<Item = (&String, &Arc<Thing>)> {
-    pool.things.iter().filter(|(name, _)| !name.starts_with(HIDDEN))
+    pool.things.iter().filter(|(name, _)| ![HIDDEN, TRASHED].iter().any(|it| name.starts_with(it)))
 }
 
 /// Blocks that nobody else has.

@@ -210,7 +210,8 @@ impl Contents {
         self.length_bytes
     }
 
-    /// What the file takes on a medium that keeps whole pages, and holes only where they were made.
+    /// What the file takes on a medium that keeps whole pages, and holes only where they were made,
+    /// or where it was made longer.
     pub(crate) fn room_bytes(&self) -> u64 {
         self.length_bytes.next_multiple_of(PAGE_BYTES_U64)
             - self.punched.len() as u64 * PAGE_BYTES_U64
@@ -290,9 +291,11 @@ impl Contents {
                 Arc::make_mut(last)[inside..].fill(0);
             }
         }
-        self.length_bytes = length_bytes;
+        let before = self.length_bytes.div_ceil(PAGE_BYTES_U64);
         let end = length_bytes.div_ceil(PAGE_BYTES_U64);
+        self.length_bytes = length_bytes;
         self.punched.retain(|page| *page < end);
+        self.punched.extend(before..end);
     }
 }
 
