@@ -14,6 +14,7 @@ from pool_checks import assert_clean
 from ramet.errors import ConflictError, InvalidError, NotFoundError
 from serving import ramet as run
 from serving import run_ramet, serving
+from streams import code_of, stream_of, take_in
 
 DAY_SECONDS = 86_400
 BLOCKS = b"data" * 1024 * 4
@@ -125,6 +126,21 @@ def test_the_trash_outlives_the_process_and_check_knows_it(
     assert_clean(pool_path)
     with ramet.open(pool_path) as again:
         assert [it.object.name for it in again.trash().objects] == ["db", "child"]
+
+
+def test_what_is_sent_again_is_restored(kept: ramet.Pool, tmp_path: Path) -> None:
+    kept.snapshot("db", name="db@2")
+    with ramet.open(tmp_path / "there", create=True) as there:
+        there.set_trash_window("7d")
+        stream = stream_of(kept, ["db@1", "db@2"])
+        take_in(there, stream)
+        there.delete(["db@1", "db@2"])
+        assert [it.is_new for it in take_in(there, stream)] == [False, False]
+        assert [it.made_name for it in there.snapshots()] == ["db@1", "db@2"]
+        there.delete("db@1")
+        there.delete("db@2", now=True)
+        assert code_of(lambda: take_in(there, stream)) == "uuid_taken"
+        assert (there.objects(), len(there.trash().objects)) == ([], 1)
 
 
 def test_the_command_line_tells_and_undoes(pool: ramet.Pool, pool_path: Path) -> None:

@@ -83,7 +83,7 @@ def receive(
     to be called here, or a pattern with `{name}`, the sender's name; None: as there. What arrived
     before a cut is kept, and the stream goes on where `position` says.
     Result: the snapshots, in order. Durable on return. Where all of them are here already and are
-    the same, nothing is changed.
+    the same, nothing is changed; from the trash they are restored.
     Raises: UnavailableError (codes stream_cut, sender_failed); CorruptError for a stream that is
     damaged, or what does not hash to what the sender told; NotFoundError (code base_missing);
     ConflictError where the base differs, or a name or UUID is taken; FullError; BusyError;
@@ -94,6 +94,7 @@ def receive(
     reader = StreamReader(read)
     header = reader.header
     names = _names(header, name)
+    _take_out_of_trash(pool, [item.uuid for item in header.snapshots])
     here = [_find(pool, item.uuid) for item in header.snapshots]
     for record in here:
         if record is not None and record.kind != "snapshot":
@@ -218,6 +219,16 @@ def _names(header: Header, name: str | None) -> list[str]:
             f" hint: a pattern with {NAME_WORD}",
         )
     return names
+
+
+def _take_out_of_trash(pool: Pool, uuids: list[str]) -> None:
+    """Restore what was deleted here and comes again, where all of the stream is here then.
+
+    Else a sender that keeps this pool in step could send nothing before the window ends.
+    """
+    trashed = {it.object.uuid for it in pool.trash().objects} & set(uuids)
+    if trashed and all(uuid in trashed or _find(pool, uuid) for uuid in uuids):
+        pool.restore(trashed)
 
 
 def _find(pool: Pool, name: str) -> ObjectRecord | None:
