@@ -29,6 +29,7 @@ NAMES = {
     "reclaim": "nodes that deletes visit, time and memory of checks, against the pool's size",
     "space": "space of clones, new and used, beside copies, qcow2 and reflinks; needs root",
     "cold_reads": "random reads with nothing in memory, maps ten times the node budget",
+    "sites": "a policy that keeps another service in step, under load",
     "differences": "sending what changed, beside rsync, btrfs and qcow2; 1,000 volumes at once",
 }
 

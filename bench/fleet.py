@@ -55,6 +55,8 @@ class Scale:
     sent_bytes: int
     space_bytes: int
     space_clones: int
+    site_seconds: float
+    site_runs: int
 
     @property
     def fleet_count(self) -> int:
@@ -88,6 +90,8 @@ FULL = Scale(
     sent_bytes=8192 * MIB,
     space_bytes=1024 * MIB,
     space_clones=20,
+    site_seconds=60.0,
+    site_runs=3,
 )
 QUICK = Scale(
     name="quick",
@@ -116,6 +120,8 @@ QUICK = Scale(
     sent_bytes=1024 * MIB,
     space_bytes=128 * MIB,
     space_clones=5,
+    site_seconds=15.0,
+    site_runs=3,
 )
 TINY = Scale(
     name="tiny",
@@ -144,6 +150,8 @@ TINY = Scale(
     sent_bytes=16 * MIB,
     space_bytes=16 * MIB,
     space_clones=1,
+    site_seconds=10.0,
+    site_runs=1,
 )
 SCALES = {scale.name: scale for scale in (FULL, QUICK, TINY)}
 

@@ -151,6 +151,8 @@ GOALS = {
     "reclaim.one.golden_gone.visited": _TWICE,
     "reclaim.chain.visited": _TWICE,
     # Sending what changed: the bound is 1.05 of that, and 1 KiB for each snapshot.
+    "sites.wire.of_bound": Goal("at most 1", 1.0),
+    "sites.run.of_interval": Goal("at most 1", 1.0, "max"),
     "differences.1%.wire.of_bound": Goal("at most 1", 1.0),
     "differences.0.1%.wire.of_bound": Goal("at most 1", 1.0),
     "differences.0%.wire.of_bound": Goal("at most 1", 1.0),
