@@ -1,10 +1,10 @@
 """What it costs to bring what changed to another place: `ramet send | ramet receive` and peers.
 
 A filled part of a volume of 1 TiB, of which single blocks of 4 KiB change, all over it; then the
-same blocks of a raw file with `rsync --inplace`, of a file on btrfs with `btrfs send`, and of a
-qcow2 overlay that is copied and committed. Seconds are those of both ends together, processor time
-is the sum of all processes at both ends, start of each included. And 1,000 small volumes as one
-group.
+same by a client of libnbd that reads the dirty bitmap of the snapshot, of a raw file with `rsync
+--inplace`, of a file on btrfs with `btrfs send`, and of a qcow2 overlay that is copied and
+committed. Seconds are those of both ends together, processor time is the sum of all processes at
+both ends, start of each included. And 1,000 small volumes as one group.
 """
 
 import os
@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ramet
-from command_line import program
+from command_line import program, service
 from fleet import BLOCK_BYTES, MIB, Bench
+from machine import processor_seconds
 
 SHARES = {"1%": 0.01, "0.1%": 0.001, "0%": 0.0}
 VOLUME = "1TiB"
-RAMET, RSYNC, BTRFS, QCOW2 = "ramet", "rsync", "btrfs", "qcow2"
+RAMET, BITMAP, RSYNC, BTRFS, QCOW2 = "ramet", "bitmap", "rsync", "btrfs", "qcow2"
 BOUND_BYTES = 1024  # On the wire, for each snapshot beside 1.05 of what changed.
 GROUP_VOLUME_BYTES = 64 * MIB
 GROUP_FILL_BYTES = 64 * 1024
 PIECE_BYTES = 8 * MIB
 PIPE_BYTES = 1 * MIB
+SYSTEM_PYTHON = "/usr/bin/python3"  # The one that has libnbd.
 TOTAL_SENT = re.compile(r"Total bytes sent: ([0-9,]+)")
 
 
@@ -44,7 +46,13 @@ class Cost:
 def run(bench: Bench) -> None:
     """Measure, and add the figures."""
     costs: dict[str, dict[str, Cost]] = {}
-    for name, measure in ((RAMET, _ramet), (RSYNC, _rsync), (BTRFS, _btrfs), (QCOW2, _qcow2)):
+    for name, measure in (
+        (RAMET, _ramet),
+        (BITMAP, _bitmap),
+        (RSYNC, _rsync),
+        (BTRFS, _btrfs),
+        (QCOW2, _qcow2),
+    ):
         directory = bench.directory / f"differences-{name}"
         directory.mkdir()
         try:
@@ -162,6 +170,36 @@ def _ramet(directory: Path, filled_bytes: int) -> dict[str, Cost]:
             pool.volume("db").snapshot(f"db@{share.rstrip('%')}")
         name = f"db@{share.rstrip('%')}"
         costs[share] = _send(here, there, [name], [base])
+        base = name
+    return costs
+
+
+def _bitmap(directory: Path, filled_bytes: int) -> dict[str, Cost]:
+    """The dirty bitmap over NBD, copied into a file by a client of libnbd."""
+    script = Path(__file__).with_name("bitmap.py")
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import nbd"], check=False).returncode:
+        raise FileNotFoundError("libnbd's binding for Python")
+    here, there, socket = (directory / name for name in ("here", "there.raw", "nbd.sock"))
+    with there.open("wb") as stream:
+        stream.truncate(filled_bytes)
+    with ramet.open(here, create=True) as pool:
+        volume = pool.create_volume("db", filled_bytes)
+        for at, piece in _pieces(filled_bytes):
+            volume.write(at, piece)
+        volume.snapshot("db@all")
+    costs, base = {}, "db@all"
+    for share, offsets in _changes(filled_bytes):
+        name = f"db@{share.rstrip('%')}"
+        with ramet.open(here) as pool:
+            device = pool.open_device("db")
+            for at in offsets:
+                device.write(at, os.urandom(BLOCK_BYTES))
+            pool.volume("db").snapshot(name)
+        with service(here, socket) as served:
+            used = processor_seconds(served.pid)
+            cost, told = _run(SYSTEM_PYTHON, script, socket, name, base, there)
+            cost.processor_seconds += processor_seconds(served.pid) - used
+        costs[share] = _together([cost], int(told))
         base = name
     return costs
 
