@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,12 +50,16 @@ def main() -> int:
     before = describe(parsed.directory)
     if file_system(parsed.directory) in ("tmpfs", "ramfs"):
         print("bench: this directory is in memory; hint: --directory on a disk", file=sys.stderr)
+    seconds, failed = {}, []
     with tempfile.TemporaryDirectory(prefix="ramet-bench-", dir=parsed.directory) as directory:
         bench = Bench(scale, Path(directory), long=parsed.long)
-        seconds = {}
         for name in parsed.only or NAMES:
             begun = time.monotonic()
-            importlib.import_module(name).run(bench)
+            try:
+                importlib.import_module(name).run(bench)
+            except Exception:  # noqa: BLE001 - what was measured for hours is not to be lost.
+                traceback.print_exc()
+                failed.append(name)
             seconds[name] = round(time.monotonic() - begun, 1)
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -63,13 +68,16 @@ def main() -> int:
         "machine": before,
         "load_average_after": describe(parsed.directory)["load_average"],
         "seconds": seconds,
+        "failed": failed,
         "figures": [figure.to_json() for figure in bench.figures],
     }
     path = _store(result, parsed.results)
     path.with_suffix(".svg").write_text(draw(bench.figures, _line_about(result)))
     print(table(bench.figures))
     print(f"\n{_line_about(result)}\nraw figures: {path}")
-    return 0
+    if failed:
+        print(f"bench: failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _arguments(scales: list[str]) -> argparse.Namespace:

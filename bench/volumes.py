@@ -8,6 +8,7 @@ new qcow2 overlay. These are the device's own counters: whatever else writes to 
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterator
@@ -101,6 +102,8 @@ def _first_writes(bench: Bench, client: Path, directory: Path) -> None:
                 except FileNotFoundError as missing:
                     bench.say(f"volumes: {name} is left out: {missing.filename} is not installed")
                     break
+                finally:
+                    shutil.rmtree(own)
             if found:
                 key = f"volumes.first.{kind}"
                 bench.add(f"{key}.bytes.{name}", "bytes", found, writes)
