@@ -267,6 +267,7 @@ impl Engine {
             settings,
             counters,
         };
+        engine.finish_losses()?;
         Ok((Arc::new(engine), loss))
     }
 

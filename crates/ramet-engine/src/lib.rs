@@ -36,6 +36,7 @@ mod scrub;
 mod space;
 mod stats;
 mod trash;
+mod unfinished;
 mod unreadable;
 mod verbs;
 mod volume;

@@ -5,11 +5,10 @@
 //! unlock with the secret, or within the cooling-off of the lock; a group is locked in one commit.
 
 use crate::engine::Engine;
-use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind, Table};
+use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind};
 use crate::record::{Item, Record, Verb};
 use crate::verbs::item_of;
 use crate::{EngineError, Kind};
-use ramet_log::ObjectId;
 use ramet_log::format::superblock::LockTerms;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -110,7 +109,7 @@ impl ObjectLock {
         })
     }
 
-    fn fill(&self, fields: &mut ObjectFields) {
+    pub(crate) fn fill(&self, fields: &mut ObjectFields) {
         fields.lock_mode = self.mode;
         (fields.lock_until_ns, fields.lock_firm_ns) = (self.until_ns, self.firm_ns);
         (fields.lock_clock_ns, fields.lock_day_ns) = (self.clock_ns, self.day_ns);
@@ -123,7 +122,7 @@ impl ObjectLock {
     }
 
     /// How long it runs on. One of a mode that is not known here never ends.
-    fn remaining_ns(&self, now: &Now) -> u64 {
+    pub(crate) fn remaining_ns(&self, now: &Now) -> u64 {
         let left_ns = self.until_ns.saturating_sub(now.ns);
         match self.mode() {
             Some(LockMode::Governance) => left_ns.saturating_sub(self.confirmed_ns(&now.terms)),
@@ -153,7 +152,7 @@ impl ObjectLock {
     }
 
     /// The longer and firmer of both.
-    fn joined(&self, other: &Self, now: &Now) -> Self {
+    pub(crate) fn joined(&self, other: &Self, now: &Now) -> Self {
         let later = self.remaining_ns(now) > other.remaining_ns(now);
         let (longer, shorter) = if later { (self, other) } else { (other, self) };
         let mode = self.mode.max(other.mode);
@@ -388,26 +387,7 @@ impl Engine {
         if is_due { Ok(self.log.commit_again()?) } else { Ok(()) }
     }
 
-    /// Set locks again that were lost with the end of the log, where their snapshots are still
-    /// there.
-    pub(crate) fn set_locks_again(&self, lost: &[(ObjectId, ObjectLock)]) -> Result<()> {
-        let mut commands = self.begin(0)?;
-        let now = &self.lock_now();
-        let table = self.table.read();
-        let mut items = Vec::new();
-        for (id, lock) in lost {
-            let Some(object) = table.get(*id) else { continue };
-            if object.kind() == ObjectKind::Snapshot {
-                let lock = object.lock().map_or(*lock, |own| own.joined(lock, now));
-                items.push(item_of(object, |fields| lock.fill(fields)));
-            }
-        }
-        drop(table);
-        self.run(&mut commands, Record { verb: Verb::Lock, items })?;
-        Ok(())
-    }
-
-    fn lock_now(&self) -> Now {
+    pub(crate) fn lock_now(&self) -> Now {
         Now { ns: self.log.lock_clock_ns(), terms: self.lock_terms() }
     }
 
@@ -455,52 +435,6 @@ impl Engine {
         let count = self.counters.wrong_secrets.fetch_add(1, Ordering::Relaxed) + 1;
         let text = format!("this is not the pool's lock secret (wrong {count} times)");
         Err(EngineError::new(Kind::Forbidden, "lock_secret_wrong", text))
-    }
-}
-
-/// Locks that a damaged log says behind its end, as it leaves them.
-#[derive(Default)]
-pub(crate) struct LostLocks(Vec<(ObjectId, ObjectLock)>);
-
-impl LostLocks {
-    /// Take in the next record.
-    pub(crate) fn note(&mut self, record: &Record) {
-        match record.verb {
-            Verb::Lock => {
-                for item in &record.items {
-                    let id = item.object.id;
-                    self.0.retain(|(known, _)| *known != id);
-                    self.0.extend(ObjectLock::of(&item.object).map(|lock| (id, lock)));
-                }
-            }
-            Verb::Unlock | Verb::Delete => {
-                let ended = |id| record.items.iter().any(|item| item.object.id == id);
-                self.0.retain(|(id, _)| !ended(*id));
-            }
-            Verb::Create
-            | Verb::Snapshot
-            | Verb::Clone
-            | Verb::Revert
-            | Verb::Rename
-            | Verb::Freeze
-            | Verb::Resize
-            | Verb::Attributes
-            | Verb::Admit
-            | Verb::Trash
-            | Verb::Restore => {}
-        }
-    }
-
-    /// Locks that ran, of snapshots that are lost with the end of the log.
-    pub(crate) fn gone(&self, table: &Table, now: &Now) -> Vec<ObjectId> {
-        let runs = |(id, lock): &&(ObjectId, ObjectLock)| {
-            lock.remaining_ns(now) > 0 && table.get(*id).is_none()
-        };
-        self.0.iter().filter(runs).map(|(id, _)| *id).collect()
-    }
-
-    pub(crate) fn all(&self) -> &[(ObjectId, ObjectLock)] {
-        &self.0
     }
 }
 

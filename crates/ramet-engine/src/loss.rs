@@ -4,15 +4,16 @@
 //! how many could not be read is told too.
 
 use crate::engine::{Engine, Settings};
-use crate::locks::{LostLocks, Now, is_equal};
+use crate::locks::{Now, is_equal};
 use crate::nodes::Nodes;
 use crate::object::Table;
 use crate::record::{Record, Verb};
+use crate::unfinished::LostLocks;
 use crate::unreadable::{self, Unreadable};
 use crate::{EngineError, Kind};
 use ramet_log::format::batch::Kind as Entry;
 use ramet_log::format::superblock::{Commit, LockTerms};
-use ramet_log::{BLOCK_BYTES_U64, Loss, ObjectId, Sequence};
+use ramet_log::{BLOCK_BYTES_U64, Beside, Loss, ObjectId, Sequence};
 use ramet_store::{FileStore, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -83,7 +84,6 @@ pub(crate) struct Acceptance {
     secret: Option<[u8; 32]>,
     /// What holds for locks, and their clock at least.
     terms: Cell<(LockTerms, u64)>,
-    locks: RefCell<LostLocks>,
     refused: RefCell<Option<EngineError>>,
 }
 
@@ -95,10 +95,12 @@ impl Acceptance {
         self.cause.replace(Some(text));
     }
 
-    /// The report that is kept beside what is set aside; `None`: the loss is not to be accepted.
-    pub(crate) fn describe(&self, loss: &Loss, table: &Table, nodes: &Nodes) -> Option<String> {
+    /// What is kept beside what is set aside; `None`: the loss is not to be accepted.
+    pub(crate) fn describe(&self, loss: &Loss, table: &Table, nodes: &Nodes) -> Option<Beside> {
         self.look(loss, table, nodes);
-        self.allows(loss, table).then(|| format!("{:#}", self.report(loss, table)))
+        let locks = self.allowed(loss, table)?;
+        let report = format!("{:#}", self.report(loss, table));
+        Some(Beside { report, unfinished: locks.encode() })
     }
 
     /// Look which objects need what cannot be read: before the first report.
@@ -110,20 +112,19 @@ impl Acceptance {
         self.terms.set((newest.lock_terms, newest.lock_clock.ns));
     }
 
-    /// Whether the loss may be accepted, as far as locks go: whoever has the secret may let
-    /// snapshots go that a lock holds. Where there is no secret nobody could.
-    fn allows(&self, loss: &Loss, table: &Table) -> bool {
+    /// The locks that are lost, where the loss may be accepted as far as locks go: whoever has the
+    /// secret may let snapshots go that a lock holds. Where there is no secret nobody could.
+    fn allowed(&self, loss: &Loss, table: &Table) -> Option<LostLocks> {
         let mut locks = LostLocks::default();
         let records = loss.batches.iter().filter_map(|batch| batch.record.as_ref());
         let records: Vec<Record> = records.filter_map(|it| Record::decode(it).ok()).collect();
         records.iter().for_each(|record| locks.note(record));
         let (terms, clock_ns) = self.terms.get();
         let gone = locks.gone(table, &Now { ns: clock_ns, terms });
-        self.locks.replace(locks);
         let has_secret = terms.secret_hash != [0; 32];
         let given = self.secret.is_some_and(|secret| is_equal(&secret, &terms.secret_hash));
         if gone.is_empty() || !has_secret || given {
-            return true;
+            return Some(locks);
         }
         let made = records.iter().flat_map(|record| &record.items);
         let mut names = made.map(|item| (item.object.id, &item.object.name));
@@ -135,7 +136,7 @@ impl Acceptance {
             gone.len()
         );
         self.refused.replace(Some(EngineError::new(Kind::Forbidden, "loss_of_locked", text)));
-        false
+        None
     }
 
     /// Why it was not allowed.
@@ -370,8 +371,6 @@ impl Engine {
             }
         };
         // Segments that could not be followed are known by the checkpoint from here on.
-        engine.set_locks_again(acceptance.locks.borrow().all())?;
-        engine.begin_trash_anew()?;
         let shown = report.as_ref().map_or(Ok(false), |_| engine.checkpoint());
         let closed = engine.close();
         shown.and(closed)?;

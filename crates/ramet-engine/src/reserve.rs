@@ -1,4 +1,5 @@
-//! Room that is kept for the day when the disk is full: deletes, and giving back what is dead.
+//! Room that is kept for the day when the disk is full: for deletes, for releasing locks, and for
+//! giving back what is dead.
 //!
 //! Called by commands, writers and checkpoints. Invariant: whoever only wants to store something
 //! gets no room while the reserve is not whole; it is a hint to the file system, and nothing reads
@@ -16,6 +17,15 @@ const BYTES_MIN: u64 = 1 << 20;
 const BYTES_MAX: u64 = 8 << 20;
 /// Of a segment's bytes, as large as this part of it.
 const SEGMENT_PART: u64 = 8;
+
+/// Where a command's record may find room.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Not before the reserve is whole.
+    Usual,
+    /// In the reserve too.
+    Reserve,
+}
 
 /// See the head of this file.
 pub(crate) struct Reserve {

@@ -7,7 +7,7 @@
 use crate::engine::Engine;
 use crate::locks::{LOCK_NS_MAX, SECOND_NS};
 use crate::object::{Object, ObjectInfo};
-use crate::record::{Item, Record, Verb};
+use crate::record::{Record, Verb};
 use crate::verbs::{check_counts, check_name_length, item_of};
 use crate::{EngineError, Kind};
 use ramet_log::BLOCK_BYTES_U64;
@@ -169,29 +169,10 @@ impl Engine {
         Ok(())
     }
 
-    /// The log ends earlier than it did: what was restored behind that is in the trash again, and
-    /// is not to go before somebody could look.
-    ///
-    /// # Errors
-    /// `Unavailable` where a write or sync fails.
-    pub(crate) fn begin_trash_anew(&self) -> Result<()> {
+    /// Until when what is in the trash stays at least after a loss.
+    pub(crate) fn trash_anew_ns(&self) -> u64 {
         let seconds = self.trash_seconds().max(ANEW_SECONDS_MIN);
-        let mut commands = self.begin(0)?;
-        let until_ns = self.log.lock_clock_ns().saturating_add(seconds.saturating_mul(SECOND_NS));
-        let anew = |object: &Arc<Object>| {
-            let until_ns = until_ns.max(object.delete_after_ns());
-            item_of(object, |it| it.delete_after_ns = until_ns)
-        };
-        let items: Vec<Item> = self.table.read().trashed().map(anew).collect();
-        for some in items.chunks(crate::OBJECTS_MAX) {
-            let done = self.run(&mut commands, Record { verb: Verb::Trash, items: some.to_vec() });
-            match done {
-                // Where nothing can be written nothing of this is worth refusing to open.
-                Err(error) if error.kind == Kind::Full => return Ok(()),
-                other => drop(other?),
-            }
-        }
-        Ok(())
+        self.log.lock_clock_ns().saturating_add(seconds.saturating_mul(SECOND_NS))
     }
 
     fn chosen(&self, keys: Option<&[String]>) -> Result<Vec<Arc<Object>>> {

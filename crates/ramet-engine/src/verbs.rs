@@ -8,6 +8,7 @@ use crate::engine::{Commands, Engine};
 use crate::head::InGate;
 use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind};
 use crate::record::{Item, OBJECTS_MAX, Record, Verb};
+use crate::reserve::Room;
 use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
 use parking_lot::{MutexGuard, RwLockReadGuard};
@@ -306,6 +307,32 @@ impl Engine {
         commands: &mut MutexGuard<'_, Commands>,
         record: Record,
     ) -> Result<Vec<ObjectInfo>> {
+        let room = match record.verb {
+            // What was locked is to be deleted next.
+            Verb::Delete | Verb::Unlock => Room::Reserve,
+            Verb::Create
+            | Verb::Snapshot
+            | Verb::Clone
+            | Verb::Revert
+            | Verb::Rename
+            | Verb::Freeze
+            | Verb::Resize
+            | Verb::Attributes
+            | Verb::Admit
+            | Verb::Lock
+            | Verb::Trash
+            | Verb::Restore => Room::Usual,
+        };
+        self.run_from(room, commands, record)
+    }
+
+    /// As `run`.
+    pub(crate) fn run_from(
+        &self,
+        room: Room,
+        commands: &mut MutexGuard<'_, Commands>,
+        record: Record,
+    ) -> Result<Vec<ObjectInfo>> {
         if record.items.is_empty() {
             return Ok(Vec::new());
         }
@@ -318,9 +345,8 @@ impl Engine {
         check_detached(&prepared.ending())?;
         self.space.reserve(prepared.places());
         prepared.warm();
-        let deletes = record.verb == Verb::Delete;
-        let room = if deletes { Ok(()) } else { self.fill_reserve() };
-        let entered = room.and_then(|()| self.enter_ready(&prepared, &bytes, deletes));
+        let filled = if room == Room::Reserve { Ok(()) } else { self.fill_reserve() };
+        let entered = filled.and_then(|()| self.enter_ready(&prepared, &bytes, room));
         let (mut gate, hold) = entered.inspect_err(|_| self.space.unreserve(prepared.places()))?;
         let position = gate.record(bytes);
         prepared.enact(InGate::closed(&gate), &self.space, &self.nodes, position);
@@ -340,7 +366,7 @@ impl Engine {
         &self,
         prepared: &Prepared,
         bytes: &PreparedRecord,
-        deletes: bool,
+        room: Room,
     ) -> Result<(GateGuard<'_>, RwLockReadGuard<'_, ()>)> {
         self.nodes.with(|| prepared.ready())?;
         loop {
@@ -348,7 +374,10 @@ impl Engine {
                 let entered = self.log.enter_command(bytes);
                 entered.map_err(|error| self.note_full(error))
             };
-            let gate = if deletes { self.with_reserve(enter)? } else { enter()? };
+            let gate = match room {
+                Room::Usual => enter()?,
+                Room::Reserve => self.with_reserve(enter)?,
+            };
             let hold = self.nodes.hold();
             match prepared.ready() {
                 Ok(()) => return Ok((gate, hold)),

@@ -358,6 +358,23 @@ fn governance_is_released_by_the_secret_and_compliance_by_nobody() {
     assert_eq!(code(scene.engine.set_cooling_off(1, Some(SECRET))), "lock_secret_wrong");
 }
 
+/// What was locked could not be deleted where the disk was full: releasing it found no room.
+#[test]
+fn a_lock_is_released_on_a_full_pool() {
+    let scene = Scene::new();
+    scene.engine.set_lock_secret(SECRET, None).expect("set");
+    scene.lock("a", 10, GOVERNANCE).expect("locked");
+    scene.engine.flush().expect("flushed");
+    scene.store.set_capacity(Some(6 << 20));
+    let device = scene.engine.device("v").expect("there");
+    let writes = (0..64u8).any(|stamp| device.write(0, &vec![stamp; 1 << 18], true).is_err());
+    let is_full = |error: EngineError| error.kind == Kind::Full;
+    let locks = (10..500).any(|hours| scene.lock("b", hours, GOVERNANCE).is_err_and(is_full));
+    assert!(writes && locks, "it is not full");
+    scene.engine.unlock(&names("a"), Some(SECRET)).expect("released");
+    scene.engine.delete(&names("a")).expect("it is not locked any more");
+}
+
 #[test]
 fn a_lock_can_be_taken_back_within_its_cooling_off_and_not_later() {
     let mut scene = Scene::new();

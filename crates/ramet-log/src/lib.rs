@@ -35,7 +35,7 @@ pub use error::{LogError, Result};
 pub use gate::{GateGuard, PreparedRecord, RECORD_BYTES_MAX};
 pub use helper::Bell;
 pub use log::{Counters, Log};
-pub use loss::{Accept, Describe, LOST_DIRECTORY, Loss, LostBatch};
+pub use loss::{Accept, Beside, Describe, LOST_DIRECTORY, Loss, LostBatch, UNFINISHED};
 pub use recovery::{Known, Start, read_descriptor};
 pub use replay::{Apply, Replay};
 pub use segment::SegmentEntry;

@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// Where lost parts of logs are kept, in a directory for each time.
 pub const LOST_DIRECTORY: &str = "lost";
+/// Beside such a directory, after its name: what whoever opens the pool next has to do.
+pub const UNFINISHED: &str = ".unfinished";
 /// Times that a loss can be accepted.
 const LOSSES_MAX: u32 = 10_000;
 /// Slots that a mark asks for.
@@ -30,8 +32,17 @@ const MARK_SLOTS: u32 = 4;
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// Gives the text to keep beside what is set aside; `None`: the loss is not to be accepted.
-pub type Describe<'a> = dyn FnMut(&Loss) -> Option<String> + 'a;
+/// Kept beside what is set aside, from before the log looks as if it ended earlier.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// A text for people.
+    pub report: String,
+    /// See `UNFINISHED`.
+    pub unfinished: Vec<u8>,
+}
+
+/// Gives what is to be kept; `None`: the loss is not to be accepted.
+pub type Describe<'a> = dyn FnMut(&Loss) -> Option<Beside> + 'a;
 
 /// How a loss is accepted.
 pub struct Accept<'a, 'b> {
@@ -76,8 +87,8 @@ pub struct Loss {
     pub directory: String,
     /// The files in it.
     pub files: Vec<String>,
-    /// The text that goes with them.
-    pub report: String,
+    /// What goes with them.
+    pub beside: Beside,
 }
 
 impl Opening<'_> {
@@ -256,7 +267,7 @@ impl Log {
         store.create_directory(LOST_DIRECTORY)?;
         let free = (1..=LOSSES_MAX).map(|number| format!("{LOST_DIRECTORY}/{number}"));
         for path in free {
-            if !store.exists(&path)? {
+            if !store.exists(&path)? && !store.exists(&format!("{path}{UNFINISHED}"))? {
                 loss.directory = path;
                 break;
             }
@@ -265,10 +276,14 @@ impl Log {
         let directory = &loss.directory;
         store.create_directory(directory)?;
         loss.files = copy_tail(store, self, loss.end, directory)?.into_iter().collect();
-        let report = store.create(&format!("{directory}/report.txt"))?;
-        report.write_at(loss.report.as_bytes(), 0)?;
-        report.sync()?;
+        let Beside { report, unfinished } = &loss.beside;
+        for (name, bytes) in [("/report.txt", report.as_bytes()), (UNFINISHED, unfinished)] {
+            let file = store.create(&format!("{directory}{name}"))?;
+            file.write_at(bytes, 0)?;
+            file.sync()?;
+        }
         store.sync_directory("")?;
+        // From the first rename on the log may look whole: what is unfinished is durable before it.
         store.sync_directory(LOST_DIRECTORY)?;
         // From the older to the newer: while a later one is there, the log is seen to be damaged.
         for id in beyond {

@@ -150,7 +150,7 @@ impl Log {
                 loss = opening.accept(&chain, &known, complete, read)?;
                 if let Some(loss) = &mut loss {
                     let refused = || LogError::Unsupported { reason: "it was refused".into() };
-                    loss.report = describe(loss).ok_or_else(refused)?;
+                    loss.beside = describe(loss).ok_or_else(refused)?;
                 }
             }
         }
