@@ -301,8 +301,9 @@ impl Engine {
 
     /// The cut: no command is under way, and the gate is closed while the roots are taken.
     fn capture(&self, look_again: &HashSet<SegmentId>) -> Capture {
-        let commands = self.commands.lock();
+        // Before the lock, so that no command waits for it.
         self.changed.warm();
+        let commands = self.commands.lock();
         let close_gate = || {
             let mut gate = self.log.enter();
             let cut = gate.cut();
