@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from ramet.errors import BusyError, FullError, NotFoundError, ReadOnlyError
 from ramet.pool.transfers import Incoming
 from ramet.replication import abandon, incomplete, position, receive, send
 from ramet.replication.stream import Run, StreamReader, StreamWriter
+from ramet.tags import ATTRIBUTES_BYTES_MAX
 from streams import code_of, listing, records_of, stream_of, take_in, token_of
 from test_stream import header_of, item_of
 
@@ -481,6 +483,15 @@ def test_what_is_being_sent_cannot_be_deleted(pool: ramet.Pool) -> None:
     pool.delete("db")
     pieces.close()
     pool.delete(["db@1", "db@2"])
+
+
+def test_what_is_to_be_received_has_attributes_of_a_bounded_size(pool: ramet.Pool) -> None:
+    """It was checked when they were changed, and not at the beginning."""
+    incoming = Incoming(str(uuid4()), str(uuid4()), None, 0, 4096, bytes(ATTRIBUTES_BYTES_MAX + 1))
+    assert code_of(lambda: pool.transfers.begin(incoming, None)) == "attributes_too_large"
+    assert pool.transfers.hidden() == []
+    pool.transfers.begin(incoming._replace(attributes=bytes(ATTRIBUTES_BYTES_MAX)), None)
+    pool.transfers.abandon([incoming.uuid])
 
 
 def test_a_pool_that_is_only_read_sends(pool: ramet.Pool, remote: ramet.Pool) -> None:

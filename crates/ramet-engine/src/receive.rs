@@ -41,7 +41,8 @@ impl Engine {
     /// attributes, where some were given, does not have the right size yet: a crash came between.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` for the base; `Conflict` where the UUID is somebody's; `Full`.
+    /// `NotFound`, `Invalid` for the base; `Invalid` for attributes over `ATTRIBUTES_BYTES_MAX`;
+    /// `Conflict` where the UUID is somebody's; `Full`.
     ///
     /// # Durability
     /// Durable on return, as for every verb here.
@@ -51,6 +52,7 @@ impl Engine {
         base: Option<&str>,
     ) -> Result<ObjectInfo> {
         check_size(incoming.size_bytes)?;
+        check_attributes(&incoming.attributes)?;
         let mut commands = self.begin(1)?;
         self.check_uuid_free(incoming.uuid)?;
         let base = base.map(|name| self.find_object(name)).transpose()?;
