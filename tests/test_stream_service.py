@@ -6,17 +6,19 @@ import io
 import json
 import os
 import random
+import resource
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
 import ramet as product
+from nbd_client import NbdError
 from ramet.cli import streams
 from ramet.client import Client
 from ramet.errors import BusyError, ConflictError, NotFoundError, UnavailableError
@@ -224,6 +226,29 @@ def test_who_hangs_up_lets_the_snapshot_go(sites: tuple[Path, Path]) -> None:
                 continue
         with pytest.raises(NotFoundError):
             list(verbs.send(["db@1"], [], False, None))
+
+
+def test_a_poisoned_pool_sends_and_proves_what_it_has(sites: tuple[Path, Path]) -> None:
+    """The root could not be kept at the end, and that ended the stream with an error.
+
+    It is the moment at which somebody wants a copy.
+    """
+    here, there = sites
+    with serving(here) as served, served.verbs() as verbs:
+        limits = resource.prlimit(served.process_id, resource.RLIMIT_FSIZE)
+        resource.prlimit(served.process_id, resource.RLIMIT_FSIZE, (0, limits[1]))
+        with served.connect("log") as client, suppress(NbdError):
+            client.write(0, b"staged")
+            client.flush()
+        resource.prlimit(served.process_id, resource.RLIMIT_FSIZE, limits)
+        assert verbs.stats()["poisoned"] is True
+        stream = b"".join(piece.content for piece in verbs.send(["db@2"], [], False, None))
+        root = verbs.verify("db@2").root
+        assert verbs.find_object("db@2").root is None
+        served.terminate()
+        assert served.wait() == UnavailableError.exit_code
+    with product.open(there) as pool:
+        assert [it.root for it in take_in(pool, stream)] == [root]
 
 
 def test_a_reader_that_is_gone_is_told(sites: tuple[Path, Path]) -> None:

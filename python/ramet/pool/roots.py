@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cached_property
 
 from ramet import _core
-from ramet.errors import CorruptError, FullError
+from ramet.errors import CorruptError, FullError, UnavailableError
 from ramet.pool.space import PoolSpace
 from ramet.pool.transfers import Transfers, hash_device
 from ramet.records import Verified
@@ -58,7 +58,7 @@ class PoolRoots(PoolSpace):
         Example: pool.keep_roots({"db@1": pool.verify("db@1").root})
         """
         with self._command():
-            self._keep_roots([(self._find(it), root) for it, root in roots.items()])
+            self._keep_roots(list(zip(self._find_all(roots), roots.values(), strict=True)))
 
     def _hash(self, item: _core.Object, progress: Progress | None = None) -> str:
         """Hash what is stored."""
@@ -79,7 +79,7 @@ class PoolRoots(PoolSpace):
             if kept is None and len(attributes) <= ATTRIBUTES_BYTES_MAX:
                 fresh[item.uuid] = attributes
         if not self.read_only:
-            with suppress(FullError):
+            with suppress(FullError, UnavailableError):  # A poisoned pool is read, and sends.
                 uuids = list(fresh)
                 for at in range(0, len(uuids), ROOTS_AT_ONCE):
                     some = uuids[at : at + ROOTS_AT_ONCE]
