@@ -262,7 +262,7 @@ impl Engine {
             checkpoints: Mutex::new(checkpoints),
             reclaim: Reclaim::default(),
             figures: Figures::default(),
-            hashes: Hashes::default(),
+            hashes: Hashes::new(settings.node_budget_bytes),
             limited,
             settings,
             counters,

@@ -7,19 +7,28 @@
 
 use crate::engine::Engine;
 use crate::ids::IdMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use ramet_log::format::hashes::{
     HASHES_DIRECTORY, HASHES_PER_PAGE, Hash, NO_HASH, decode, encode, id_of_name, path,
 };
 use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, Locator, SegmentId, SlotSet};
 use ramet_store::{File, Store, StoreError};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Pages in memory: 32 MiB, which speak for 4 GiB.
+/// Pages in memory take an eighth of what maps may take, beside it: 32 MiB, which speak for 4 GiB.
+const BUDGET_PART: u64 = 8;
+const PAGES_MIN: usize = 16;
 const PAGES_MAX: usize = 8192;
+/// Of these, so many make way at once.
+const LEAVING_PART: usize = 16;
+/// Written in one hold of the lock: who looks hashes up waits for that.
+const WRITE_PAGES_MAX: usize = 32;
+/// Written in one step; what is left, in the next.
+const STEP_PAGES_MAX: usize = 2048;
 /// Files kept open.
 const FILES_MAX: usize = 256;
 /// What is new is written this long after the last time.
@@ -27,24 +36,26 @@ const WRITE_EVERY: Duration = Duration::from_secs(10);
 /// Nothing is written where less is free.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
+type Result<T> = std::result::Result<T, StoreError>;
+
 /// See the head of this file.
-#[derive(Default)]
 pub(crate) struct Hashes {
     state: Mutex<State>,
-    /// Bytes that the files take.
-    stored_bytes: AtomicU64,
+    pages_max: usize,
     /// Somebody found no space.
     unwanted: AtomicBool,
 }
 
+/// File and page, in the order in which they are written.
+type Key = (u64, usize);
+
 #[derive(Default)]
 struct State {
-    /// By file and page.
-    pages: IdMap<(u64, usize), Page>,
+    pages: IdMap<Key, Page>,
     files: IdMap<SegmentId, Beside>,
-    /// Whether pages differ from what the files hold.
-    changed: bool,
-    /// When they were last written; `None`: the files were not looked at yet.
+    /// Which files there are; `None`: nobody looked yet.
+    present: Option<BTreeSet<SegmentId>>,
+    /// When pages were last written; `None`: what stands beside nothing was not looked for yet.
     written_at: Option<Instant>,
     /// The medium failed, or the pool was closed.
     ended: bool,
@@ -52,7 +63,10 @@ struct State {
 
 struct Page {
     hashes: Vec<Hash>,
+    /// It differs from what the file holds.
     changed: bool,
+    /// Since the last look at what can go.
+    used: bool,
 }
 
 /// A file beside another one.
@@ -63,11 +77,27 @@ struct Beside {
 }
 
 impl Beside {
-    fn page(&self, index: usize) -> Option<Vec<Hash>> {
+    fn page(&self, index: usize) -> Result<Option<Vec<Hash>>> {
+        let Some(file) = &self.file else { return Ok(None) };
         let mut page = vec![0; BLOCK_BYTES];
-        let offset_bytes = index as u64 * BLOCK_BYTES_U64;
-        self.file.as_ref()?.read_at(&mut page, offset_bytes).ok()?;
-        decode(&page, self.nonce, index as u64)
+        match file.read_at(&mut page, index as u64 * BLOCK_BYTES_U64) {
+            // Nothing was written that far.
+            Err(StoreError::ShortRead { .. }) => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => Ok(decode(&page, self.nonce, index as u64)),
+        }
+    }
+}
+
+impl Hashes {
+    /// None yet; `budget_bytes`: what maps may take.
+    pub(crate) fn new(budget_bytes: u64) -> Self {
+        let pages = usize::try_from(budget_bytes / BUDGET_PART / BLOCK_BYTES_U64);
+        Hashes {
+            state: Mutex::default(),
+            pages_max: pages.unwrap_or(PAGES_MAX).clamp(PAGES_MIN, PAGES_MAX),
+            unwanted: AtomicBool::new(false),
+        }
     }
 }
 
@@ -109,28 +139,32 @@ impl Engine {
 
     /// Keep hashes under consecutive numbers from `first` on, all of one file.
     pub(crate) fn keep_hashes(&self, first: u64, hashes: &[Hash]) {
+        let can_be_written = self.log.check_writable().is_ok();
         let state = &mut *self.hashes.state.lock();
         for (index, from, part) in pages_of(first, hashes.len()) {
             if let Some(page) = state.page(self, Locator(first).segment(), index) {
-                page.hashes[from..from + part.len()].copy_from_slice(&hashes[part]);
-                page.changed = true;
-                state.changed = true;
+                let (kept, new) = (&mut page.hashes[from..from + part.len()], &hashes[part]);
+                if kept != new {
+                    kept.copy_from_slice(new);
+                    page.changed = can_be_written;
+                }
             }
         }
     }
 
     /// Background work: write what is new, now and then; remove what nobody needs.
     pub(crate) fn step_hashes(&self, now: Instant) {
-        let state = &mut *self.hashes.state.lock();
-        if self.hashes.unwanted.swap(false, Ordering::Relaxed) {
-            state.remove_all(self);
+        let due = self.hashes.state.lock().due(self, now);
+        for keys in due.chunks(WRITE_PAGES_MAX) {
+            let mut state = self.hashes.state.lock();
+            let goes_on = state.write(self, keys);
+            if !goes_on {
+                state.written_at = Some(now);
+                return;
+            }
+            // Who waits for it comes first.
+            MutexGuard::unlock_fair(state);
         }
-        match state.written_at {
-            None => state.look_at_files(self),
-            Some(at) if now.saturating_duration_since(at) < WRITE_EVERY => return,
-            Some(_) => state.write(self),
-        }
-        state.written_at = Some(now);
     }
 
     /// Remove all hashes.
@@ -146,8 +180,9 @@ impl Engine {
     /// Write what is new; from here on nothing is kept.
     pub(crate) fn close_hashes(&self) {
         let state = &mut *self.hashes.state.lock();
-        state.write(self);
-        *state = State { ended: true, ..State::default() };
+        let keys = state.changed_keys();
+        state.write(self, &keys);
+        state.end();
     }
 
     /// Files are gone: so are the hashes of what was in them.
@@ -155,57 +190,21 @@ impl Engine {
         let state = &mut *self.hashes.state.lock();
         state.pages.retain(|(id, _), _| !ids.contains(&SegmentId(*id)));
         for id in ids {
-            state.files.remove(id);
-            // What was not looked at since opening is removed when it is.
-            if self.hashes_bytes() > 0 {
-                self.remove_hash_file(&path(*id));
-            }
+            state.remove(self, *id);
         }
     }
 
     /// Give back pages that speak for dead slots only.
     pub(crate) fn thin_hashes(&self, id: SegmentId, dead: &SlotSet) {
         let state = &mut *self.hashes.state.lock();
-        let pages = &mut state.pages;
-        pages.retain(|(file, _), page| *file != id.0 || page.changed);
-        let in_memory: Vec<usize> =
-            pages.keys().filter(|(file, _)| *file == id.0).map(|(_, index)| *index).collect();
-        let Some(beside) = state.beside(self, id) else { return };
-        let Some(file) = beside.file.clone() else { return };
-        let is_dead = |slot: usize| dead.get(slot / 64).is_some_and(|it| it >> (slot % 64) & 1 > 0);
-        let before = allocated(&*file);
-        let pages = file.length_bytes().unwrap_or(0) / BLOCK_BYTES_U64;
-        for index in 0..usize::try_from(pages).unwrap_or(0) {
-            let hashes = beside.page(index).unwrap_or_default();
-            let mut slots = (index * HASHES_PER_PAGE..).zip(&hashes);
-            let none_lives = slots.all(|(slot, hash)| *hash == NO_HASH || is_dead(slot));
-            if !hashes.is_empty() && none_lives && !in_memory.contains(&index) {
-                let _ = file.punch(index as u64 * BLOCK_BYTES_U64, BLOCK_BYTES_U64);
-            }
+        if state.thin(self, id, dead).is_err() {
+            state.end();
         }
-        self.note_hash_bytes(before, allocated(&*file));
     }
 
     /// Bytes that the files take.
     pub(crate) fn hashes_bytes(&self) -> u64 {
-        self.hashes.stored_bytes.load(Ordering::Relaxed)
-    }
-
-    fn note_hash_bytes(&self, before: u64, after: u64) {
-        let stored_bytes = &self.hashes.stored_bytes;
-        let now = stored_bytes.load(Ordering::Relaxed) + after;
-        stored_bytes.store(now.saturating_sub(before), Ordering::Relaxed);
-    }
-
-    fn remove_hash_file(&self, path: &str) {
-        let store = self.log.store();
-        if let Ok(file) = store.open(path, false) {
-            let bytes = allocated(&*file);
-            // What cannot be removed is looked at again when the pool is opened.
-            if store.remove(path).is_ok() {
-                self.note_hash_bytes(bytes, 0);
-            }
-        }
+        self.limited.taken_in(HASHES_DIRECTORY)
     }
 
     /// The nonce of a file of the pool; `None` where there is none.
@@ -214,119 +213,225 @@ impl Engine {
     }
 }
 
-fn allocated(file: &dyn File) -> u64 {
-    file.allocated_bytes().unwrap_or(0)
-}
-
 impl State {
+    /// Keep and use nothing until the pool is opened again.
+    fn end(&mut self) {
+        *self = State { ended: true, written_at: self.written_at, ..State::default() };
+    }
+
     /// A page, whatever the files have of it; `None` where nothing can be kept.
     fn page(&mut self, engine: &Engine, id: SegmentId, index: usize) -> Option<&mut Page> {
         let key = (id.0, index);
         if !self.pages.contains_key(&key) {
+            self.make_room(engine);
             if self.ended {
                 return None;
             }
-            if self.pages.len() >= PAGES_MAX {
-                self.write(engine);
-            }
-            let found = self.beside(engine, id)?.page(index);
-            let hashes = found.unwrap_or_else(|| vec![NO_HASH; HASHES_PER_PAGE]);
-            self.pages.insert(key, Page { hashes, changed: false });
+            let Ok(loaded) = self.load(engine, id, index) else {
+                // What it holds is not known, so nothing may be written over it.
+                self.end();
+                return None;
+            };
+            self.pages.insert(key, Page { hashes: loaded?, changed: false, used: true });
         }
-        self.pages.get_mut(&key)
+        let page = self.pages.get_mut(&key)?;
+        page.used = true;
+        Some(page)
     }
 
-    fn beside(&mut self, engine: &Engine, id: SegmentId) -> Option<&mut Beside> {
+    /// What a file says; `None`: what it would stand beside is gone.
+    fn load(&mut self, engine: &Engine, id: SegmentId, index: usize) -> Result<Option<Vec<Hash>>> {
+        let Some(beside) = self.beside(engine, id)? else { return Ok(None) };
+        let found = beside.page(index)?;
+        Ok(Some(found.unwrap_or_else(|| vec![NO_HASH; HASHES_PER_PAGE])))
+    }
+
+    /// The file beside another one, which may not be there yet; `None`: the other one is gone.
+    fn beside(&mut self, engine: &Engine, id: SegmentId) -> Result<Option<&mut Beside>> {
         if !self.files.contains_key(&id) {
-            let nonce = engine.nonce_of(id)?;
-            let writable = engine.log.check_writable().is_ok();
-            let file = engine.log.store().open(&path(id), writable).ok();
+            let Some(nonce) = engine.nonce_of(id) else { return Ok(None) };
+            let mut file = None;
+            if self.present(engine)?.contains(&id) {
+                let writable = engine.log.check_writable().is_ok();
+                file = match engine.log.store().open(&path(id), writable) {
+                    // Somebody removed it, as they may.
+                    Err(StoreError::NotFound { .. }) => None,
+                    opened => Some(opened?),
+                };
+            }
             if self.files.len() >= FILES_MAX {
                 self.files.clear();
             }
             self.files.insert(id, Beside { nonce, file });
         }
-        self.files.get_mut(&id)
+        Ok(self.files.get_mut(&id))
     }
 
-    /// Write what is new, as far as there is room, and begin with empty memory.
-    fn write(&mut self, engine: &Engine) {
-        let pages = std::mem::take(&mut self.pages);
-        if !std::mem::take(&mut self.changed) || engine.log.check_writable().is_err() {
+    fn present(&mut self, engine: &Engine) -> Result<&mut BTreeSet<SegmentId>> {
+        if self.present.is_none() {
+            let names = match engine.log.store().list(HASHES_DIRECTORY) {
+                Err(StoreError::NotFound { .. }) => Vec::new(),
+                names => names?,
+            };
+            self.present = Some(names.iter().filter_map(|name| id_of_name(name)).collect());
+        }
+        Ok(self.present.get_or_insert_default())
+    }
+
+    /// Have fewer pages than there may be.
+    fn make_room(&mut self, engine: &Engine) {
+        let pages_max = engine.hashes.pages_max;
+        let leaving = pages_max / LEAVING_PART;
+        if self.pages.len() < pages_max {
             return;
         }
-        let mut changed: Vec<_> = pages.into_iter().filter(|(_, page)| page.changed).collect();
-        changed.sort_unstable_by_key(|(key, _)| *key);
-        let wanted_bytes = FREE_BYTES_MIN + changed.len() as u64 * BLOCK_BYTES_U64;
-        if engine.log.store().space_bytes().is_ok_and(|(free, _)| free < wanted_bytes) {
-            return;
+        self.drop_unused();
+        if self.pages.len() > pages_max - leaving {
+            self.pages.retain(|_, page| page.changed);
         }
-        for ((id, index), page) in changed {
-            match self.write_page(engine, SegmentId(id), index, &page.hashes) {
+        if self.pages.len() > pages_max - leaving {
+            let mut keys = self.changed_keys();
+            keys.truncate(leaving);
+            self.write(engine, &keys);
+            // Where they cannot be written they are computed anew.
+            self.pages.retain(|key, _| keys.binary_search(key).is_err());
+        }
+    }
+
+    /// Drop what nobody looked at since the last time, and the files hold.
+    fn drop_unused(&mut self) {
+        self.pages.retain(|_, page| std::mem::take(&mut page.used) || page.changed);
+    }
+
+    fn changed_keys(&self) -> Vec<Key> {
+        let changed = self.pages.iter().filter(|(_, page)| page.changed);
+        let mut keys: Vec<Key> = changed.map(|(key, _)| *key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// What is to be written now.
+    fn due(&mut self, engine: &Engine, now: Instant) -> Vec<Key> {
+        if engine.hashes.unwanted.swap(false, Ordering::Relaxed) {
+            self.remove_all(engine);
+        }
+        match self.written_at {
+            None => self.remove_what_stands_alone(engine),
+            Some(at) if now.saturating_duration_since(at) < WRITE_EVERY => return Vec::new(),
+            Some(_) => {
+                let mut keys = self.changed_keys();
+                if keys.len() > STEP_PAGES_MAX {
+                    keys.truncate(STEP_PAGES_MAX);
+                    return keys;
+                }
+                self.written_at = Some(now);
+                self.drop_unused();
+                self.pages.shrink_to_fit();
+                return keys;
+            }
+        }
+        self.written_at = Some(now);
+        Vec::new()
+    }
+
+    /// Write those of the pages that are changed still, as far as there is room. Result: whether
+    /// there was.
+    fn write(&mut self, engine: &Engine, keys: &[Key]) -> bool {
+        let is_changed = |key: &Key| self.pages.get(key).is_some_and(|page| page.changed);
+        let keys: Vec<Key> = keys.iter().copied().filter(is_changed).collect();
+        let wanted_bytes = FREE_BYTES_MIN + keys.len() as u64 * BLOCK_BYTES_U64;
+        let has_no_room =
+            || engine.log.store().space_bytes().is_ok_and(|(free, _)| free < wanted_bytes);
+        if engine.log.check_writable().is_err() || has_no_room() {
+            return false;
+        }
+        for run in keys.chunk_by(|one, next| (one.0, one.1 + 1) == *next) {
+            match self.write_run(engine, run) {
                 Ok(()) => {}
                 // Others need what room there is.
-                Err(StoreError::Full { .. }) => break,
+                Err(StoreError::Full { .. }) => return false,
                 Err(_) => {
-                    *self = State { ended: true, written_at: self.written_at, ..State::default() };
-                    break;
+                    self.end();
+                    return false;
                 }
             }
         }
+        true
     }
 
-    fn write_page(
-        &mut self,
-        engine: &Engine,
-        id: SegmentId,
-        index: usize,
-        hashes: &[Hash],
-    ) -> Result<(), StoreError> {
-        // What it stands beside is gone where there is none.
-        let Some(beside) = self.beside(engine, id) else { return Ok(()) };
+    /// Write pages that lie side by side in one file.
+    fn write_run(&mut self, engine: &Engine, run: &[Key]) -> Result<()> {
+        let Some((id, first)) = run.first().copied() else { return Ok(()) };
+        let Some(beside) = self.beside(engine, SegmentId(id))? else {
+            // What it stands beside is gone.
+            self.pages.retain(|key, _| key.0 != id);
+            return Ok(());
+        };
+        let nonce = beside.nonce;
         let file = match &beside.file {
             Some(file) => file.clone(),
-            None => beside.file.insert(create(engine.log.store(), id)?).clone(),
+            None => beside.file.insert(create(engine.log.store(), SegmentId(id))?).clone(),
         };
-        let page = encode(hashes, beside.nonce, index as u64);
-        let before = allocated(&*file);
-        file.write_at(&page, index as u64 * BLOCK_BYTES_U64)?;
-        engine.note_hash_bytes(before, allocated(&*file));
+        self.present(engine)?.insert(SegmentId(id));
+        let mut bytes = Vec::with_capacity(run.len() * BLOCK_BYTES);
+        for key in run {
+            bytes.extend(encode(&self.pages[key].hashes, nonce, key.1 as u64));
+        }
+        file.write_at(&bytes, first as u64 * BLOCK_BYTES_U64)?;
+        for key in run {
+            self.pages.entry(*key).and_modify(|page| page.changed = false);
+        }
         Ok(())
     }
 
-    /// Once after opening: how much there is, and what stands beside nothing.
-    fn look_at_files(&mut self, engine: &Engine) {
-        let store = engine.log.store();
-        let mut stored_bytes = 0;
-        for id in ids(store) {
-            match store.open(&path(id), false) {
-                Ok(file) if engine.nonce_of(id).is_some() => stored_bytes += allocated(&*file),
-                Ok(_) if engine.log.check_writable().is_ok() => {
-                    let _ = store.remove(&path(id));
-                }
-                Ok(_) | Err(_) => {}
+    fn thin(&mut self, engine: &Engine, id: SegmentId, dead: &SlotSet) -> Result<()> {
+        self.pages.retain(|(file, _), page| *file != id.0 || page.changed);
+        let in_memory: Vec<usize> =
+            self.pages.keys().filter(|(file, _)| *file == id.0).map(|(_, index)| *index).collect();
+        let Some(beside) = self.beside(engine, id)? else { return Ok(()) };
+        let Some(file) = beside.file.clone() else { return Ok(()) };
+        let is_dead = |slot: usize| dead.get(slot / 64).is_some_and(|it| it >> (slot % 64) & 1 > 0);
+        let pages = file.length_bytes()? / BLOCK_BYTES_U64;
+        for index in 0..usize::try_from(pages).unwrap_or(0) {
+            let hashes = beside.page(index)?.unwrap_or_default();
+            let mut slots = (index * HASHES_PER_PAGE..).zip(&hashes);
+            let none_lives = slots.all(|(slot, hash)| *hash == NO_HASH || is_dead(slot));
+            if !hashes.is_empty() && none_lives && !in_memory.contains(&index) {
+                file.punch(index as u64 * BLOCK_BYTES_U64, BLOCK_BYTES_U64)?;
             }
         }
-        engine.hashes.stored_bytes.store(stored_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Once after opening: a crash may have come between the end of a file and of what stood
+    /// beside it.
+    fn remove_what_stands_alone(&mut self, engine: &Engine) {
+        let Ok(present) = self.present(engine) else { return self.end() };
+        let alone: Vec<SegmentId> =
+            present.iter().copied().filter(|id| engine.nonce_of(*id).is_none()).collect();
+        alone.iter().for_each(|id| self.remove(engine, *id));
     }
 
     fn remove_all(&mut self, engine: &Engine) {
         self.pages.clear();
-        self.files.clear();
-        self.changed = false;
-        if engine.log.check_writable().is_ok() {
-            ids(engine.log.store()).iter().for_each(|id| engine.remove_hash_file(&path(*id)));
+        let Ok(present) = self.present(engine) else { return self.end() };
+        let all: Vec<SegmentId> = present.iter().copied().collect();
+        all.iter().for_each(|id| self.remove(engine, *id));
+    }
+
+    /// Remove a file, if it is there; what cannot be removed is looked at again after opening.
+    fn remove(&mut self, engine: &Engine, id: SegmentId) {
+        self.files.remove(&id);
+        if engine.log.check_writable().is_ok()
+            && let Ok(present) = self.present(engine)
+            && present.remove(&id)
+        {
+            let _ = engine.log.store().remove(&path(id));
         }
     }
 }
 
-/// The ids in the names of all files.
-fn ids(store: &dyn Store) -> Vec<SegmentId> {
-    let names = store.list(HASHES_DIRECTORY).unwrap_or_default();
-    names.iter().filter_map(|name| id_of_name(name)).collect()
-}
-
-fn create(store: &dyn Store, id: SegmentId) -> Result<Arc<dyn File>, StoreError> {
+fn create(store: &dyn Store, id: SegmentId) -> Result<Arc<dyn File>> {
     store.create_directory(HASHES_DIRECTORY)?;
     match store.create(&path(id)) {
         Err(StoreError::Exists { .. }) => store.open(&path(id), true),

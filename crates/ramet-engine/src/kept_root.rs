@@ -87,7 +87,8 @@ impl HashedReader {
         self.device.size_bytes()
     }
 
-    /// Read from a block on, and keep what the blocks hash to.
+    /// Read from a block on, and keep what the blocks hash to; those whose hash is kept are not
+    /// hashed again.
     ///
     /// # Errors
     /// As `BlockDevice::read`.
@@ -101,8 +102,14 @@ impl HashedReader {
             let count = usize::try_from(extent.count).expect("bounded by the buffer");
             let (own, after) = rest.split_at(count);
             if let Some(locator) = extent.locator {
-                let hashes: Vec<Hash> = own.iter().map(|block| hash(block)).collect();
-                self.engine.keep_hashes(locator.0, &hashes);
+                let mut hashes = vec![Hash::default(); count];
+                for part in self.engine.kept_hashes(locator.0, &mut hashes) {
+                    for (hashed, block) in hashes[part.clone()].iter_mut().zip(&own[part.clone()]) {
+                        *hashed = hash(block);
+                    }
+                    let first = locator.offset(part.start as u64);
+                    self.engine.keep_hashes(first.0, &hashes[part]);
+                }
             }
             rest = after;
         }

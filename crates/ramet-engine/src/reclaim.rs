@@ -467,7 +467,9 @@ impl Engine {
                 self.drop_hashes(&ids);
             }
             Work::Renew(id, dead) => {
-                if !self.log.renew(id, &dead)? {
+                if self.log.renew(id, &dead)? {
+                    self.thin_hashes(id, &dead);
+                } else {
                     reclaim.due.lock().thin.insert(id, dead);
                 }
             }

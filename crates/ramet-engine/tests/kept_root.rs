@@ -315,3 +315,101 @@ fn roots_of_all_heights_of_maps_are_right() {
     }
     run.kill();
 }
+
+/// Hash files, with their bytes.
+fn hash_contents(run: &Run) -> Vec<(String, Vec<u8>)> {
+    let content = |name: String| {
+        let file = run.store.open(&format!("hashes/{name}"), false).expect("opened");
+        let length = file.length_bytes().expect("looked");
+        let mut bytes = vec![0; usize::try_from(length).expect("small")];
+        file.read_at(&mut bytes, 0).expect("read");
+        (name, bytes)
+    };
+    hash_files(run).into_iter().map(content).collect()
+}
+
+/// What could not be read was taken for an empty page: what was computed anew went into it, and the
+/// page was written over all the good hashes that it had.
+#[test]
+fn hashes_that_cannot_be_read_are_not_written_over() {
+    let mut failed = [0, 0];
+    for (at, operation) in [Operation::Open, Operation::Read].into_iter().enumerate() {
+        for nth in 0.. {
+            let mut run = story(8);
+            let root = kept_root(run.engine(), "a-1", 1 << 20);
+            run.steps(&[Step::Close, Step::Idle { times: 1 }]);
+            let before = hash_contents(&run);
+            // Its leaves are new ones, and hold blocks that share pages with those of others.
+            for piece in 0..3 {
+                run.steps(&[write("a", 1000 + 600 * piece, 1, 5_000_000 + piece)]);
+            }
+            run.steps(&[snapshot_of("a", "a-2"), Step::Checkpoint]);
+            let wanted = root_by_reading(&*run.engine().device("a-2").expect("there"));
+            let planned = run.store.count(operation) + nth;
+            run.store.plan(When::Nth(operation, planned), Fault::Error);
+            let mut reader = run.engine().hashed_reader("a-2").expect("there");
+            // What fails may be a node or a segment too.
+            match reader.step(1 << 20) {
+                Ok(found) => assert_eq!(found, Some(wanted)),
+                Err(error) => assert_eq!(error.kind, Kind::Unavailable, "{error:?}"),
+            }
+            drop(reader);
+            if run.store.count(operation) <= planned {
+                run.kill();
+                break;
+            }
+            failed[at] += 1;
+            assert_eq!(kept_root(run.engine(), "a-2", 1 << 20), wanted);
+            run.steps(&[Step::Idle { times: 12 }, Step::Close]);
+            assert_holds_all(&hash_contents(&run), &before, &format!("{operation:?} {nth}"));
+            assert_eq!(kept_root(run.engine(), "a-1", 1 << 20), root);
+            run.kill();
+        }
+    }
+    assert!(failed[0] > 1 && failed[1] > 1, "{failed:?} faults");
+}
+
+/// No hash that there was is missing.
+fn assert_holds_all(after: &[(String, Vec<u8>)], before: &[(String, Vec<u8>)], context: &str) {
+    for (name, old) in before {
+        let (_, new) = after.iter().find(|it| it.0 == *name).expect("the file is there");
+        assert!(new.len() >= old.len(), "{context}: {name} is shorter");
+        for (at, (old, new)) in old.chunks(32).zip(new.chunks(32)).enumerate() {
+            // The first of each page is its header.
+            let kept = at % 128 == 0 || *old == [0; 32] || old == new;
+            assert!(kept, "{context}: {name} lost the hash at {}", at * 32);
+        }
+    }
+}
+
+#[test]
+fn what_was_hashed_before_is_neither_written_nor_read_again() {
+    let mut run = story(9);
+    let send = |run: &Run| {
+        let reader = run.engine().hashed_reader("a-1").expect("there");
+        let mut buffer = vec![0; usize::try_from(reader.size_bytes()).expect("small")];
+        reader.read(0, &mut buffer).expect("read");
+    };
+    // From the first step on the files are known.
+    run.steps(&[Step::Idle { times: 1 }]);
+    send(&run);
+    let root = kept_root(run.engine(), "a-1", 1 << 20);
+    let writes = |run: &Run| run.store.count(Operation::Write);
+    let before = writes(&run);
+    run.steps(&[Step::Idle { times: 6 }]);
+    let (took, files) = (writes(&run) - before, hash_files(&run).len() as u64);
+    assert!(files > 8 && took < 2 * files, "{took} writes: pages side by side are one");
+    let reads = run.store.count(Operation::Read);
+    assert_eq!(kept_root(run.engine(), "a-1", 1 << 20), root);
+    assert_eq!(run.store.count(Operation::Read), reads, "what is written stays in memory");
+    let before = writes(&run);
+    send(&run);
+    run.steps(&[Step::Idle { times: 12 }]);
+    assert_eq!(writes(&run), before, "it is the same");
+    // Nobody looked for a while.
+    run.steps(&[Step::Idle { times: 24 }]);
+    let reads = run.store.count(Operation::Read);
+    assert_eq!(kept_root(run.engine(), "a-1", 1 << 20), root);
+    assert!(run.store.count(Operation::Read) > reads, "memory comes back");
+    run.kill();
+}

@@ -98,6 +98,15 @@ impl LimitStore {
         self.account.0.lock().taken_bytes
     }
 
+    /// Bytes that the files right in a directory take, of those that were counted or opened.
+    #[must_use]
+    pub fn taken_in(&self, directory: &str) -> u64 {
+        let is_in = |path: &str| path.rsplit_once('/').is_some_and(|(first, _)| first == directory);
+        let files = self.files.lock();
+        let inside = files.iter().filter(|(path, _)| is_in(path));
+        inside.map(|(_, known)| known.lock().taken_bytes).sum()
+    }
+
     /// Free bytes of the medium, whatever the limit is, and all of them.
     ///
     /// # Errors

@@ -114,3 +114,21 @@ fn files_that_exchange_their_names_go_on_counting_what_each_of_them_takes() {
     store.remove("b").expect("removed");
     assert_eq!(store.taken_bytes(), 0);
 }
+
+#[test]
+fn what_a_directory_takes_is_told() {
+    let inner = Arc::new(MemoryStore::new());
+    inner.create_directory("one").expect("made");
+    inner.create("one/old").expect("created").write_at(&[1; 5000], 0).expect("written");
+    let store = LimitStore::new(inner);
+    store.create_directory("one/more").expect("made");
+    assert_eq!(store.taken_in("one"), 0, "nobody looked yet");
+    store.count(&["one"]).expect("counted");
+    assert_eq!(store.taken_in("one"), 2 * PAGE);
+    for (path, pages) in [("one/new", 3), ("oneself", 5), ("one/more/new", 7)] {
+        store.create(path).expect("created").allocate(0, pages * PAGE).expect("room");
+    }
+    assert_eq!(store.taken_in("one"), 5 * PAGE, "nothing below it, and nothing beside");
+    store.remove("one/old").expect("removed");
+    assert_eq!((store.taken_in("one"), store.taken_in("more")), (3 * PAGE, 0));
+}
