@@ -14,8 +14,19 @@ pub(crate) const CHUNK_SLOTS: u32 = 257;
 /// Chunks kept for use again, so that a steady flow of writes does not fault in fresh memory.
 const SPARE_CHUNKS_MAX: usize = 40;
 
-/// Memory of one slot.
-pub(crate) type Slot = UnsafeCell<[u8; BLOCK_BYTES]>;
+/// Memory of one slot, page by page like the file: from 16 bytes into a page, where the allocator
+/// would begin, the kernel takes a seventh longer to copy into the pages of the file.
+#[repr(C, align(4096))]
+pub(crate) struct Slot(UnsafeCell<[u8; BLOCK_BYTES]>);
+
+// The bytes of consecutive slots are one piece.
+const _: () = assert!(size_of::<Slot>() == BLOCK_BYTES);
+
+impl Slot {
+    fn new(bytes: [u8; BLOCK_BYTES]) -> Self {
+        Slot(UnsafeCell::new(bytes))
+    }
+}
 
 /// Consecutive slots of one segment.
 pub(crate) struct Chunk {
@@ -103,13 +114,13 @@ impl ChunkPool {
 }
 
 fn blank(count: usize) -> Box<[Slot]> {
-    std::iter::repeat_with(|| UnsafeCell::new([0; BLOCK_BYTES])).take(count).collect()
+    std::iter::repeat_with(|| Slot::new([0; BLOCK_BYTES])).take(count).collect()
 }
 
 /// Slots that hold `payload` (whole slots) after one blank slot for a batch's header.
 pub(crate) fn behind_header(payload: &[u8]) -> Box<[Slot]> {
     let blocks = payload
         .chunks_exact(BLOCK_BYTES)
-        .map(|block| UnsafeCell::new(block.try_into().expect("chunks are exact")));
-    std::iter::once(UnsafeCell::new([0; BLOCK_BYTES])).chain(blocks).collect()
+        .map(|block| Slot::new(block.try_into().expect("chunks are exact")));
+    std::iter::once(Slot::new([0; BLOCK_BYTES])).chain(blocks).collect()
 }
