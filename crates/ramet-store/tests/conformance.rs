@@ -388,3 +388,21 @@ fn two_hundred_random_operations_do_what_they_do_in_memory(store: &dyn Store) {
         }
     }
 }
+
+/// The story: each read asked whether its time was to be noted, and the first one after a write put
+/// the file into the file system's journal again, for a time that nobody looks at.
+#[test]
+fn the_file_store_leaves_no_note_of_reads() {
+    let scratch = Scratch::new();
+    let store = FileStore::new(&scratch.0);
+    let made = new_file(root(&store), "a", &[7; 4096]);
+    let path = scratch.0.join("a");
+    let times = std::fs::FileTimes::new().set_accessed(std::time::UNIX_EPOCH);
+    let opened = std::fs::File::options().write(true).open(&path).expect("it is there");
+    opened.set_times(times).expect("it is ours");
+    for file in [made, store.open("a", false).expect("opened")] {
+        assert_eq!(read(&*file, 0, 4096), [7; 4096]);
+        let accessed = std::fs::metadata(&path).and_then(|it| it.accessed());
+        assert_eq!(accessed.expect("its time"), std::time::UNIX_EPOCH);
+    }
+}
