@@ -11,6 +11,7 @@ use crate::command::Prepared;
 use crate::figures::Figures;
 use crate::hashes::Hashes;
 use crate::head::{Heads, InGate};
+use crate::locks::Now;
 use crate::loss::{Acceptance, LossReport};
 use crate::map::LEAF_BLOCKS;
 use crate::nodes::{NodeFiles, Nodes};
@@ -304,8 +305,9 @@ impl Engine {
 
     /// All objects, sorted by name.
     pub fn list(&self) -> Vec<ObjectInfo> {
+        let now = &self.lock_now();
         let table = self.table.read();
-        table.by_name().into_iter().map(|object| self.info_in(&table, object)).collect()
+        table.by_name().into_iter().map(|object| self.info_in(&table, object, now)).collect()
     }
 
     /// One object, by name or UUID.
@@ -441,10 +443,11 @@ impl Engine {
     }
 
     pub(crate) fn info(&self, object: &Object) -> ObjectInfo {
-        self.info_in(&self.table.read(), object)
+        let now = &self.lock_now();
+        self.info_in(&self.table.read(), object, now)
     }
 
-    fn info_in(&self, table: &Table, object: &Object) -> ObjectInfo {
+    fn info_in(&self, table: &Table, object: &Object, now: &Now) -> ObjectInfo {
         let fields = &object.fixed;
         let mut above = self.space.living_ancestor(object.place());
         let parent = loop {
@@ -467,7 +470,7 @@ impl Engine {
             source: (!fields.origin_object.is_nil()).then_some(fields.origin_object),
             batch: fields.batch,
             attached_count: object.attached.load(Ordering::Acquire),
-            lock: self.lock_info(object),
+            lock: object.lock().and_then(|lock| lock.info(now)),
             attributes: object.attributes(),
         }
     }

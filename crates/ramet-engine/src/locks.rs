@@ -9,8 +9,9 @@ use crate::object::{Object, ObjectFields, ObjectInfo, ObjectKind};
 use crate::record::{Item, Record, Verb};
 use crate::verbs::item_of;
 use crate::{EngineError, Kind};
+use ramet_log::ObjectId;
 use ramet_log::format::superblock::LockTerms;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -91,11 +92,11 @@ pub(crate) struct Now {
     pub(crate) terms: LockTerms,
 }
 
-/// When the last lock ends at the latest, and the last can be taken back no more.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Latest {
-    until_ns: u64,
-    firm_ns: u64,
+/// Of all locks: when each ends at the latest, and when it can be taken back no more.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    until: BTreeSet<(u64, ObjectId)>,
+    firm: BTreeSet<(u64, ObjectId)>,
 }
 
 impl ObjectLock {
@@ -142,7 +143,7 @@ impl ObjectLock {
         by_day_ns.saturating_sub(terms.confirmed_clock_ns - self.clock_ns)
     }
 
-    fn info(&self, now: &Now) -> Option<LockInfo> {
+    pub(crate) fn info(&self, now: &Now) -> Option<LockInfo> {
         let remaining_ns = self.remaining_ns(now);
         (remaining_ns > 0).then(|| LockInfo {
             mode: self.mode(),
@@ -156,14 +157,31 @@ impl ObjectLock {
         let later = self.remaining_ns(now) > other.remaining_ns(now);
         let (longer, shorter) = if later { (self, other) } else { (other, self) };
         let mode = self.mode.max(other.mode);
-        ObjectLock { mode, firm_ns: longer.firm_ns.min(shorter.firm_ns), ..*longer }
+        // Only governance locks have a time of day.
+        let day_ns = if mode == LockMode::Governance as u8 { longer.day_ns } else { 0 };
+        ObjectLock { mode, firm_ns: longer.firm_ns.min(shorter.firm_ns), day_ns, ..*longer }
     }
 }
 
-impl Latest {
-    pub(crate) fn note(&mut self, lock: &ObjectLock) {
-        self.until_ns = self.until_ns.max(lock.until_ns);
-        self.firm_ns = self.firm_ns.max(lock.firm_ns);
+impl Ends {
+    pub(crate) fn add(&mut self, id: ObjectId, lock: &ObjectLock) {
+        self.until.insert((lock.until_ns, id));
+        self.firm.insert((lock.firm_ns, id));
+    }
+
+    pub(crate) fn remove(&mut self, id: ObjectId, lock: &ObjectLock) {
+        self.until.remove(&(lock.until_ns, id));
+        self.firm.remove(&(lock.firm_ns, id));
+    }
+
+    fn last_ns(&self) -> u64 {
+        self.until.last().map_or(0, |(until_ns, _)| *until_ns)
+    }
+
+    /// The latest moment up to `now_ns` from which on one can be taken back no more.
+    fn firm_since_ns(&self, now_ns: u64) -> u64 {
+        let before = self.firm.range(..=(now_ns, ObjectId(u64::MAX)));
+        before.last().map_or(0, |(firm_ns, _)| *firm_ns)
     }
 }
 
@@ -371,17 +389,17 @@ impl Engine {
     /// not saved.
     pub(crate) fn save_lock_clock(&self, at_close: bool) -> Result<()> {
         let table = self.table.read();
-        let latest = table.latest_locks();
         let trashed_ns = table.trashed().next_back().map_or(0, |last| last.delete_after_ns());
-        drop(table);
-        let until_ns = latest.until_ns.max(trashed_ns);
+        let until_ns = table.locks().last_ns().max(trashed_ns);
         let now_ns = if until_ns == 0 { 0 } else { self.log.lock_clock_ns() };
+        let firm_ns = table.locks().firm_since_ns(now_ns);
+        drop(table);
         if until_ns <= now_ns {
             return Ok(());
         }
         let saved_ns = self.log.newest_commit().lock_clock.ns;
         // What cannot be taken back any more should stay so.
-        let became_firm = saved_ns < latest.firm_ns && latest.firm_ns <= now_ns;
+        let became_firm = saved_ns < firm_ns;
         let most_ns = if at_close { SAVE_AT_CLOSE_NS } else { SAVE_EVERY_NS };
         let is_due = became_firm || now_ns.saturating_sub(saved_ns) >= most_ns;
         if is_due { Ok(self.log.commit_again()?) } else { Ok(()) }
@@ -392,7 +410,7 @@ impl Engine {
     }
 
     fn lock_terms(&self) -> LockTerms {
-        self.log.newest_commit().lock_terms
+        self.log.lock_terms()
     }
 
     /// The snapshots of these names, each once.
@@ -468,4 +486,29 @@ fn in_words(ns: u64) -> String {
 
 fn invalid(code: &'static str, text: String) -> EngineError {
     EngineError::new(Kind::Invalid, code, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `ramet check` called such a lock malformed.
+    #[test]
+    fn a_governance_lock_that_becomes_firmer_has_no_time_of_day() {
+        let lock = |mode, until_ns, day_ns| ObjectLock {
+            mode: mode as u8,
+            until_ns,
+            day_ns,
+            ..ObjectLock::default()
+        };
+        let longer = lock(LockMode::Governance, 90, 7);
+        let firmer = lock(LockMode::Compliance, 50, 0);
+        let now = &Now { ns: 1, terms: LockTerms::default() };
+        let expected = lock(LockMode::Compliance, 90, 0);
+        assert_eq!(
+            (longer.joined(&firmer, now), firmer.joined(&longer, now)),
+            (expected, expected)
+        );
+        assert_eq!(longer.joined(&longer, now).day_ns, 7);
+    }
 }

@@ -5,7 +5,7 @@
 
 use crate::head::{HeadRef, Heads};
 use crate::ids::IdMap;
-use crate::locks::{Latest, LockInfo, ObjectLock};
+use crate::locks::{Ends, LockInfo, ObjectLock};
 use parking_lot::{Mutex, RwLock};
 use ramet_log::{ObjectId, Position};
 use std::collections::{BTreeSet, HashMap};
@@ -418,7 +418,7 @@ pub(crate) struct Table {
     uuids: HashMap<Uuid, ObjectId>,
     /// What is in the trash, by when it may go.
     trashed: BTreeSet<(u64, ObjectId)>,
-    locks: Latest,
+    locks: Ends,
 }
 
 impl Table {
@@ -437,13 +437,14 @@ impl Table {
             State::Trashed => drop(self.trashed.insert((object.delete_after_ns(), id))),
         }
         self.uuids.insert(object.fixed.uuid, id);
-        object.lock().inspect(|lock| self.locks.note(lock));
+        object.lock().inspect(|lock| self.locks.add(id, lock));
         self.objects.insert(id, object);
     }
 
     pub(crate) fn remove(&mut self, id: ObjectId) -> Option<Arc<Object>> {
         let object = self.objects.remove(&id)?;
         self.uuids.remove(&object.fixed.uuid);
+        object.lock().inspect(|lock| self.locks.remove(id, lock));
         match object.state() {
             State::Live => drop(self.names.remove(&*object.name.read())),
             State::Receiving => {}
@@ -496,13 +497,14 @@ impl Table {
     }
 
     pub(crate) fn set_lock(&mut self, object: &Object, lock: Option<ObjectLock>) {
-        lock.inspect(|lock| self.locks.note(lock));
+        object.lock().inspect(|before| self.locks.remove(object.id(), before));
+        lock.inspect(|lock| self.locks.add(object.id(), lock));
         object.set_lock(lock);
     }
 
-    /// The latest ends of all locks that there are or were.
-    pub(crate) fn latest_locks(&self) -> Latest {
-        self.locks
+    /// When the locks of its objects end.
+    pub(crate) fn locks(&self) -> &Ends {
+        &self.locks
     }
 
     pub(crate) fn get(&self, id: ObjectId) -> Option<&Arc<Object>> {

@@ -5,8 +5,8 @@ mod crash;
 
 use crash::Random;
 use ramet_engine::{Engine, EngineError, Kind, LockMode, Settings};
-use ramet_store::{FaultStore, Kept, Moment};
-use std::collections::BTreeMap;
+use ramet_store::{FaultStore, Kept, Moment, Store};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,9 @@ struct Play {
     namespace_ns: Option<u64>,
     /// Snapshots, and the real time before which nobody may delete them.
     snapshots: BTreeMap<String, u64>,
+    /// Those whose locks were seen to be firm in a step: nobody takes one of them back any more.
+    firm: BTreeSet<String>,
+    taken_back_count: u64,
     names_count: u64,
     ended_count: u64,
     context: String,
@@ -58,6 +61,8 @@ impl Play {
             day_ahead_ns: (!honest).then_some(0),
             namespace_ns: None,
             snapshots: BTreeMap::new(),
+            firm: BTreeSet::new(),
+            taken_back_count: 0,
             names_count: 0,
             ended_count: 0,
             context: format!("play {seed}"),
@@ -101,6 +106,12 @@ impl Play {
         self.tell_time();
         self.clock += Duration::from_secs(2);
         self.engine().step(self.clock).expect("stepped");
+        for name in self.snapshots.keys() {
+            let lock = self.engine().find(name).expect("it is there").lock;
+            if lock.is_some_and(|lock| lock.cooling_off_ns == 0) {
+                self.firm.insert(name.clone());
+            }
+        }
     }
 
     fn reboot(&mut self) {
@@ -142,11 +153,15 @@ impl Play {
     fn lock(&mut self, name: &str) {
         let time_ns = self.time();
         let mode = self.random.pick(&[LockMode::Governance, LockMode::Compliance]);
+        let is_new = self.engine().find(name).expect("it is there").lock.is_none();
         let locked = self.engine().lock(&names(name), Duration::from_nanos(time_ns), mode);
         match locked {
             Ok(_) => {
                 let until_ns = self.snapshots.get_mut(name).expect("it is there");
                 *until_ns = self.real_ns + time_ns;
+                if is_new {
+                    self.firm.remove(name);
+                }
             }
             Err(error) => assert_eq!(error.kind, Kind::Conflict, "{}: {error}", self.context),
         }
@@ -160,22 +175,28 @@ impl Play {
         assert!(refused(engine.set_lock_secret([9; 32], wrong)), "{}", self.context);
         assert!(refused(engine.set_cooling_off(86_400, wrong)), "{}", self.context);
         assert!(refused(engine.confirm_lock_clock([8; 32]).map(drop)), "{}", self.context);
-        let released = engine.unlock(&names(name), wrong);
         let all: Vec<String> = self.snapshots.keys().cloned().collect();
         let locked = self.snapshots.values().any(|until_ns| *until_ns > self.real_ns);
         if locked {
             assert!(refused(engine.delete(&all).map(drop)), "{}: all at once", self.context);
         }
+        let lock = engine.find(name).expect("it is there").lock;
+        let cools_off = wrong.is_none() && lock.is_some_and(|lock| lock.cooling_off_ns > 0);
+        let released = engine.unlock(&names(name), wrong);
         let until_ns = self.snapshots[name];
-        let early = until_ns > self.real_ns;
+        let mut early = until_ns > self.real_ns;
         if let (Ok(infos), true) = (released, early) {
-            panic!("{}: '{name}' was released early: {infos:?}", self.context);
+            let firm = self.firm.contains(name);
+            assert!(cools_off && !firm, "{}: '{name}' was released: {infos:?}", self.context);
+            self.taken_back_count += 1;
+            early = false;
         }
         match engine.delete(&names(name)) {
             Ok(_) => {
                 assert!(!early, "{}: '{name}' was deleted early", self.context);
                 self.ended_count += u64::from(until_ns > 0);
                 self.snapshots.remove(name);
+                self.firm.remove(name);
             }
             Err(error) => assert_eq!(error.code, "object_locked", "{}: {error}", self.context),
         }
@@ -204,6 +225,10 @@ impl Play {
                 self.tell_time();
             }
             15 => drop(self.engine().confirm_lock_clock(SECRET).expect("confirmed")),
+            17 => {
+                let seconds = self.random.pick(&[0, 60, 600, 7200]);
+                self.engine().set_cooling_off(seconds, Some(SECRET)).expect("set");
+            }
             _ => self.attack(&name),
         }
     }
@@ -213,7 +238,7 @@ impl Play {
 fn no_lock_ends_before_its_time_whatever_is_done_to_clocks_and_machines() {
     let asked = |name| std::env::var(name).ok()?.parse().ok();
     let (first, count) = (asked("RAMET_SEED").unwrap_or(0), asked("RAMET_SCRIPTS"));
-    let mut ended_count = 0;
+    let (mut ended_count, mut taken_back_count) = (0, 0);
     for seed in first..first + count.unwrap_or(PLAYS) {
         let mut play = Play::new(seed);
         (0..STEPS).for_each(|_| play.step());
@@ -227,8 +252,10 @@ fn no_lock_ends_before_its_time_whatever_is_done_to_clocks_and_machines() {
         let deleted = play.engine().delete(&left);
         deleted.unwrap_or_else(|error| panic!("{}: {error}", play.context));
         ended_count += play.ended_count;
+        taken_back_count += play.taken_back_count;
     }
     assert!(count.is_some() || ended_count > 20, "only {ended_count} locks ended in plays");
+    assert!(count.is_some() || taken_back_count > 20, "only {taken_back_count} were taken back");
 }
 
 /// A pool with a volume and two snapshots, on a machine whose clocks are set by hand.
@@ -404,6 +431,42 @@ fn what_became_firm_stays_so_over_a_power_loss() {
     scene.pass(0);
     scene.reboot(0);
     assert_eq!(code(scene.engine.unlock(&names("a"), None)), "lock_is_compliance");
+}
+
+/// Only the latest of those moments was known: what became firm before it was not saved.
+#[test]
+fn each_of_several_that_become_firm_stays_so() {
+    let mut scene = Scene::new();
+    scene.engine.set_cooling_off(600, None).expect("set");
+    scene.lock("a", 100, COMPLIANCE).expect("locked");
+    scene.moment.running_ns += 300 * SECOND_NS;
+    scene.pass(0);
+    scene.lock("b", 100, COMPLIANCE).expect("locked");
+    scene.moment.running_ns += 301 * SECOND_NS;
+    scene.pass(0);
+    scene.reboot(0);
+    assert_eq!(code(scene.engine.unlock(&names("a"), None)), "lock_is_compliance");
+    scene.engine.unlock(&names("b"), None).expect("taken back");
+}
+
+/// A lock of 100 years that was taken back had the clock saved each hour from then on.
+#[test]
+fn a_lock_that_is_no_more_has_nothing_saved() {
+    let mut scene = Scene::new();
+    scene.engine.set_cooling_off(600, None).expect("set");
+    scene.lock("a", 24 * 365 * 90, COMPLIANCE).expect("locked");
+    scene.lock("b", 24 * 365 * 90, COMPLIANCE).expect("locked");
+    scene.engine.unlock(&["a".to_string(), "b".to_string()], None).expect("taken back");
+    let store = scene.store.clone();
+    let commits = || {
+        let mut pages = [0; 8192];
+        let file = store.open("superblock", false).expect("it is there");
+        file.read_at(&mut pages, 0).expect("read");
+        pages
+    };
+    let before = commits();
+    (0..5).for_each(|_| scene.pass(2));
+    assert!(commits() == before, "the clock was saved");
 }
 
 #[test]

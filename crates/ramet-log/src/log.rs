@@ -8,7 +8,7 @@ use crate::commit::{CommitState, WriteOut};
 use crate::error::{LogError, Result};
 use crate::format::descriptor::Descriptor;
 use crate::format::segment::LogEnd;
-use crate::format::superblock::Commit;
+use crate::format::superblock::{Commit, LockTerms};
 use crate::gate::Gate;
 use crate::helper::Bell;
 use crate::pages::PageCache;
@@ -61,6 +61,8 @@ pub struct Log {
     incarnation: [u8; 16],
     read_only: bool,
     pub(crate) superblock: Mutex<Commit>,
+    /// What the newest commit says of locks: whoever looks waits for no sync.
+    pub(crate) lock_terms: RwLock<LockTerms>,
     pub(crate) lock_clock: LockClock,
     pub(crate) gate: Gate,
     pub(crate) segments: RwLock<HashMap<SegmentId, Arc<Segment>>>,
@@ -106,6 +108,7 @@ impl Log {
         let last = found.room.end.sequence;
         let lock_clock = LockClock::new(found.superblock.lock_clock, found.store.moment());
         Log {
+            lock_terms: RwLock::new(found.superblock.lock_terms),
             lock_clock,
             store: found.store,
             lock: Mutex::new(Some(found.lock)),
@@ -283,6 +286,11 @@ impl Log {
     /// The newest commit record.
     pub fn newest_commit(&self) -> Commit {
         self.superblock.lock().clone()
+    }
+
+    /// What the newest commit says of locks.
+    pub fn lock_terms(&self) -> LockTerms {
+        *self.lock_terms.read()
     }
 
     /// Random bits.

@@ -198,6 +198,7 @@ impl Log {
         if let Err(error) = written {
             return Err(self.poison(&error.to_string()));
         }
+        *self.lock_terms.write() = next.lock_terms;
         *current = next;
         Ok(())
     }
