@@ -23,6 +23,9 @@ from pool_forge import (
     word,
 )
 from ramet.audit.check import check
+from ramet.audit.locks import hold_set
+from ramet.audit.objects import GOVERNANCE, Lock
+from ramet.audit.structures import MalformedError
 
 PHRASE = "a secret of locks"
 RENAME, DELETE, LOCK, UNLOCK = 5, 6, 11, 12
@@ -144,6 +147,15 @@ def test_what_the_secret_may_have_done_is_not_called_wrong(tmp_path: Path) -> No
         pool.confirm_lock_clock(PHRASE)
         pool.lock("released", "9h", mode="compliance")
     assert_clean(path)
+
+
+def test_a_lock_may_take_the_place_of_one_that_is_over_by_a_confirmed_time() -> None:
+    """The second was called one that can be taken back for longer: the first seemed to run."""
+    first = Lock(GOVERNANCE, until_ns=100, firm_ns=10, clock_ns=0, day_ns=7)
+    second = Lock(GOVERNANCE, until_ns=90, firm_ns=60, clock_ns=50, day_ns=8)
+    hold_set("s", first, second, True)
+    with pytest.raises(MalformedError, match="taken back for longer"):
+        hold_set("s", first, second, False)
 
 
 def test_locks_are_held_where_the_log_is_behind_the_last_checkpoint(tmp_path: Path) -> None:

@@ -105,6 +105,15 @@ def test_a_lock_can_be_taken_back_while_it_cools_off(
     assert pool.unlock(snapshots[0])[0].lock is None
 
 
+@pytest.mark.parametrize("duration", ["500ms", 0.5, timedelta(milliseconds=500)])
+def test_a_cooling_off_of_less_than_a_second_is_refused(
+    pool: ramet.Pool, duration: str | float | timedelta
+) -> None:
+    """It was taken for none."""
+    with pytest.raises(InvalidError, match="cooling_off_too_short"):
+        pool.set_cooling_off(duration)
+
+
 @pytest.mark.slow
 def test_locks_go_over_the_socket_unchanged(
     pool: ramet.Pool, pool_path: Path, snapshots: list[str]

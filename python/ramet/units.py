@@ -8,6 +8,7 @@ people disagree about what they mean.
 
 import re
 import time
+from datetime import timedelta
 
 from ramet.errors import InvalidError
 
@@ -102,16 +103,18 @@ def format_size(size_bytes: int) -> str:
     return f"{number} {unit}"
 
 
-def parse_duration(value: str | float) -> float:
+def parse_duration(value: str | float | timedelta) -> float:
     """Give the seconds that `value` means.
 
-    `value`: seconds as a number, or a text such as "90", "1.5h", "1h30m", "2d", "1w", "250ms".
-    Result: seconds, from 0 to a hundred years.
+    `value`: seconds as a number, a text such as "90", "1.5h", "1h30m", "2d", "1w", "250ms", or a
+    timedelta. Result: seconds, from 0 to a hundred years.
     Raises: InvalidError (code duration_syntax) for anything else.
     Example: parse_duration("1h30m")
     """
     if isinstance(value, str):
         seconds = _parse_duration_text(value)
+    elif isinstance(value, timedelta):
+        seconds = value.total_seconds()
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise _bad_duration(value)
     else:

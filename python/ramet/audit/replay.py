@@ -198,11 +198,13 @@ class Objects:
 
     def _lock(self, items: list[Fields]) -> None:
         for fields in items:
-            locked, lock = self.get(number(fields, Tag.ID), SNAPSHOT), decode_lock(fields)
+            # Locks that a loss took are set again in the trash too.
+            locked = self.get(number(fields, Tag.ID), SNAPSHOT, trashed=True)
+            lock = decode_lock(fields)
             if lock is None:
                 raise MalformedError(f"'{locked.name}' is locked for no time")
             self.lock_clock_ns = max(self.lock_clock_ns, lock.clock_ns)
-            hold_set(locked.name, locked.lock, lock)
+            hold_set(locked.name, locked.lock, lock, self._has_lock_secret)
             locked.lock = lock
 
     def _unlock(self, items: list[Fields]) -> None:

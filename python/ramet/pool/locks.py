@@ -63,8 +63,6 @@ class PoolLocks(PoolRoots):
         Source: docs/internals/locks.md.
         Example: pool.lock("db@1", "1s")[0].lock.mode
         """
-        if isinstance(duration, timedelta):
-            duration = duration.total_seconds()
         time_ns = int(parse_duration(duration) * SECOND_NS)
         with self._command():
             names = [item.name for item in self._find_all(as_list(snapshots))]
@@ -135,11 +133,13 @@ class PoolLocks(PoolRoots):
         Raises: InvalidError for a bad duration; ReadOnlyError where the secret is missing or wrong.
         Example: pool.set_cooling_off("10m")
         """
-        if isinstance(duration, timedelta):
-            duration = duration.total_seconds()
-        seconds, hashed = int(parse_duration(duration)), self._hashed(secret)
+        seconds = parse_duration(duration)
+        if 0 < seconds < 1:
+            text = f"a cooling-off of {duration} is less than a second; hint: 1s, or 0 for none"
+            raise InvalidError("cooling_off_too_short", text)
+        hashed = self._hashed(secret)
         with self._command():
-            self._core.set_cooling_off(seconds, hashed)
+            self._core.set_cooling_off(int(seconds), hashed)
 
     def _hashed(self, secret: str | None) -> bytes | None:
         return None if secret is None else hash_secret(secret, self.uuid)

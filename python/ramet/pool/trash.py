@@ -29,8 +29,6 @@ class PoolTrash(PoolLocks):
         Source: docs/internals/trash.md.
         Example: pool.set_trash_window("7d")
         """
-        if isinstance(duration, timedelta):
-            duration = duration.total_seconds()
         seconds = parse_duration(duration)
         if 0 < seconds < 1:
             text = f"a window of {duration} is less than a second; hint: 1s, 7d, or 0 for none"
