@@ -123,6 +123,22 @@ fn who_has_it_open_in_this_process_reads_and_writes_no_more() {
 }
 
 #[test]
+fn a_pool_opens_in_which_an_older_object_has_a_name_of_the_trash() {
+    // It was refused once: `w` was read later, and its name taken for another's.
+    let scene = Scene::new();
+    scene.engine.create_volumes(&names(&["w"]), MIB, &[]).expect("created");
+    scene.engine.trash(&names(&["w"])).expect("deleted");
+    scene.engine.rename("v", "w").expect("its name is free");
+    assert!(scene.engine.checkpoint().expect("written"));
+    drop(scene.engine);
+    let engine = open(&scene.store);
+    assert_eq!((first_byte(&engine, "w"), engine.trashed().len()), (1, 1));
+    engine.rename("w", "v").expect("its name is its own");
+    engine.restore(&names(&["w"]), None).expect("restored");
+    assert_eq!((first_byte(&engine, "w"), first_byte(&engine, "v")), (0, 1));
+}
+
+#[test]
 fn its_time_is_that_of_the_lock_clock() {
     let mut scene = Scene::new();
     scene.engine.trash(&names(&["v"])).expect("deleted");

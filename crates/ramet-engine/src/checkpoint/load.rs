@@ -6,7 +6,7 @@ use crate::head::{HeadRef, Heads, InGate, Parent};
 use crate::ids::IdMap;
 use crate::lineage::{Lineage, LivingPlace, PlaceId};
 use crate::nodes::{NodeFiles, Nodes, tree};
-use crate::object::{Object, ObjectKind, Table};
+use crate::object::{Object, ObjectKind, State, Table};
 use crate::record::Item;
 use crate::space::Space;
 use crate::{EngineError, Kind};
@@ -214,7 +214,9 @@ impl<'a> Loader<'a> {
     fn object(&mut self, item: Item) -> Option<Arc<Object>> {
         let Item { object: fields, root, place, .. } = item;
         let kind = fields.kind?;
-        if self.table.is_taken(&fields.name) || self.table.get(fields.id).is_some() {
+        // In the trash the name it had may be another's.
+        let is_taken = fields.state == State::Live && self.table.is_taken(&fields.name);
+        if is_taken || self.table.get(fields.id).is_some() {
             return None;
         }
         let head = self.fresh.pop()?;
