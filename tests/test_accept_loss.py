@@ -9,8 +9,17 @@ import pytest
 
 import ramet
 from pool_checks import assert_clean
-from pool_forge import OBJECTS, batches_of, newest_slot, word
-from ramet.errors import BusyError, CorruptError, NotFoundError
+from pool_forge import (
+    OBJECTS,
+    RECORD,
+    batches_of,
+    batches_with,
+    forge_record,
+    newest_slot,
+    put,
+    word,
+)
+from ramet.errors import BusyError, ConflictError, CorruptError, InvalidError, NotFoundError
 from ramet.records import LossReport
 
 BLOCK_BYTES = 4096
@@ -180,6 +189,58 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(pool_path: Pa
         assert pool.volume("db").read(0, 300 * BLOCK_BYTES) == b"b" * 300 * BLOCK_BYTES
         assert pool.get("db@1").read(0, 300 * BLOCK_BYTES) == b"a" * 300 * BLOCK_BYTES
     assert_clean(pool_path)
+
+
+def test_a_record_of_a_later_version_is_no_loss(pool_path: Path) -> None:
+    # It verifies: an older program that calls it damage must not offer to cut it off.
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        pool.create_volume("db", "1MiB")
+    pool = ramet.open(pool_path)
+    pool.create_volume("late", "1MiB")
+    copy = pool_path.with_name("copy")
+    _copy(pool_path, copy)
+    pool.close()
+    path = max(it for it in copy.glob("segments/*.seg") if batches_with(it, RECORD))
+    slot = batches_with(path, RECORD)[-1]
+    forge_record(copy, path, slot, lambda content: put(content, 6, 99, 2))
+    before = {it: it.read_bytes() for it in copy.rglob("*") if it.is_file()}
+    for call in (lambda: ramet.open(copy), lambda: ramet.accept_loss(copy)):
+        with pytest.raises(InvalidError, match="a record of unknown kind 99") as caught:
+            call()
+        assert caught.value.code == "pool_format_unsupported"
+    del before[copy / "lock"]
+    assert all(it.read_bytes() == content for it, content in before.items())
+
+
+def test_locks_and_the_trash_are_clean_after_a_loss(pool_path: Path) -> None:
+    # The check once called it wrong that the time of what is in the trash begins anew where its
+    # lock is over, and that a lock is set again in the trash.
+    with ramet.open(pool_path, create=True, segment_size="1MiB") as pool:
+        pool.set_trash_window("7d")
+        pool.create_volume("db", "1MiB")
+        pool.snapshot("db", name="over")
+        pool.snapshot("db", name="held")
+        pool.lock("over", 1e-9, mode="compliance")
+        pool.delete(["over", "held"])
+    pool = ramet.open(pool_path)
+    pool.volume("db").write(0, b"a" * BLOCK_BYTES)
+    pool.volume("db").flush()
+    pool.restore("held")
+    pool.lock("held", "1h", mode="compliance")
+    pool.volume("db").flush()
+    copy = pool_path.with_name("copy")
+    _copy(pool_path, copy)
+    pool.close()
+    path = max(it for it in copy.glob("segments/*.seg") if batches_of(it.read_bytes()))
+    content = bytearray(path.read_bytes())
+    content[batches_of(content)[1] * BLOCK_BYTES + 20] ^= 1
+    path.write_bytes(content)
+    assert [it.verb for it in accepted(copy).commands] == ["lock"]
+    with ramet.open(copy) as again:
+        assert {it.object.name for it in again.trash().objects} == {"held", "over"}
+        with pytest.raises(ConflictError, match="'held' is locked"):
+            again.empty_trash("held")
+    assert_clean(copy)
 
 
 def test_what_was_lost_is_kept_beside_the_pool_with_a_report(damaged_pool: Path) -> None:

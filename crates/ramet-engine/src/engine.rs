@@ -562,7 +562,9 @@ impl Opening {
                 replayer.clear(object, first, count, position)
             }
             Replay::Record { payload, position } => {
-                let record = Record::decode(payload)?;
+                // Its bytes verified: it is not damage, which could be accepted as a loss.
+                let record = Record::decode(payload)
+                    .map_err(|reason| note(LogError::Unsupported { reason }.into()))?;
                 let clocks = record.items.iter().map(|item| item.object.lock_clock_ns);
                 self.lock_clock_ns = clocks.fold(self.lock_clock_ns, u64::max);
                 let mut prepared = Prepared::new(&record, table, heads)?;

@@ -100,9 +100,11 @@ impl Log {
         apply: &mut Apply<'_>,
     ) -> std::result::Result<(Log, Option<Loss>), E> {
         let read_only = how.read_only;
-        let descriptor = read_descriptor(&*store)?;
+        read_descriptor(&*store)?;
         let mode = if read_only { LockMode::Shared } else { LockMode::Exclusive };
         let lock = store.lock(mode).map_err(LogError::from)?;
+        // Again: whoever had the lock before may have given the pool a feature.
+        let descriptor = read_descriptor(&*store)?;
         if !read_only && descriptor.read_only_features() != 0 {
             let reason = format!(
                 "feature bits {:#x} forbid writing here; open it for reading only",

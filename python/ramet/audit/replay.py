@@ -158,9 +158,10 @@ class Objects:
                 raise MalformedError(f"'{trashed.name}' is in the trash for no time")
             if not trashed.name:
                 raise MalformedError(f"object {trashed.id:#x} is in the trash while it is received")
-            lock = trashed.lock
-            self._end_lock(trashed, fields, "deleted")
-            trashed.lock = lock
+            if not trashed.delete_after_ns:
+                lock = trashed.lock
+                self._end_lock(trashed, fields, "deleted")
+                trashed.lock = lock
             self._forget_name(trashed)
             trashed.delete_after_ns = number(fields, Tag.DELETE_AFTER)
 

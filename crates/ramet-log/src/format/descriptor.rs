@@ -73,7 +73,7 @@ impl Descriptor {
         let version = Reader::new(page, 8).u32().unwrap_or(u32::MAX);
         if version != VERSION {
             return Err(Refused::Unsupported(format!(
-                "format version {version} is newer than {VERSION}, the newest known here"
+                "format version {version} is not known here, which is {VERSION}"
             )));
         }
         let this = Self::fields(page)
