@@ -87,7 +87,7 @@ def _add(bench: Bench, costs: dict[str, dict[str, Cost]]) -> None:
         # Of the work: without two commands that start, open a pool and end.
         idle = found["idle"].processor_seconds
         work, whole = (found[it].processor_seconds - idle for it in (share, "all"))
-        bench.add(f"differences.{share}.cpu.of_all", "times", [work / whole], filled)
+        bench.add(f"differences.{share}.cpu.of_all", "times", [work / max(whole, 0.001)], filled)
 
 
 def _changes(filled_bytes: int) -> Iterator[tuple[str, list[int]]]:

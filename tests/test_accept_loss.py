@@ -24,7 +24,7 @@ from ramet.records import LossReport
 
 BLOCK_BYTES = 4096
 HEADER = b"RBAT"
-SNAPSHOT_RECORD = b"RREC\0\0\2\0"
+SNAPSHOT_RECORD = b"RREC\1\0\2\0"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ use ramet_log::{ObjectId, Position};
 use uuid::Uuid;
 
 const MAGIC: [u8; 4] = *b"RREC";
-const VERSION: u16 = 0;
+const VERSION: u16 = 1;
 /// Objects one command may name.
 pub const OBJECTS_MAX: usize = 65_536;
 

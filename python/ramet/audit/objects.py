@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from ramet.audit.structures import REFERENCE_BYTES, MalformedError, Reference, decode_reference
+from ramet.audit.structures import (
+    REFERENCE_BYTES,
+    VERSION,
+    MalformedError,
+    Reference,
+    decode_reference,
+)
 
 ITEMS_MAX = 65_536
 NAME_BYTES_MAX = 255
@@ -201,7 +207,7 @@ def decode_record(content: bytes) -> tuple[int, list[Fields]]:
     if len(content) < _RECORD.size:
         raise MalformedError("a record is too short")
     magic, version, verb, items_count, zero = _RECORD.unpack_from(content)
-    if magic != b"RREC" or version or zero or items_count > ITEMS_MAX:
+    if magic != b"RREC" or version != VERSION or zero or items_count > ITEMS_MAX:
         raise MalformedError("a record's head is wrong")
     if verb not in Verb.__members__.values():
         raise MalformedError(f"a record's verb {verb} is not known here")

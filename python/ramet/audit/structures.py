@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ramet.audit.checksums import BLOCK_BYTES, page_crc
 
-VERSION = 0
+VERSION = 1
 SLOTS_MAX = 1 << 16
 COUNTER_BITS, SLOT_BITS = 12, 16
 LEAF_BLOCKS = 512

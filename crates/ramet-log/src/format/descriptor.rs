@@ -72,9 +72,10 @@ impl Descriptor {
         let page = &page[..BLOCK_BYTES];
         let version = Reader::new(page, 8).u32().unwrap_or(u32::MAX);
         if version != VERSION {
-            return Err(Refused::Unsupported(format!(
-                "format version {version} is not known here, which is {VERSION}"
-            )));
+            return Err(Refused::Unsupported(match version {
+                0 => "format version 0 is from before the first release".into(),
+                _ => format!("format version {version} is newer than {VERSION}, the newest here"),
+            }));
         }
         let this = Self::fields(page)
             .ok_or_else(|| Refused::Damaged("its checksum does not match".into()))?;

@@ -11,9 +11,9 @@ pub mod node;
 pub mod segment;
 pub mod superblock;
 
-/// Version of every structure here. Version 0 is refused by later releases once version 1 is
-/// declared.
-pub const VERSION: u32 = 0;
+/// Version of every structure here. What changes how a pool is read gets a feature bit, not another
+/// version: docs/internals/format.md, "Versions and features".
+pub const VERSION: u32 = 1;
 
 /// A cursor over bytes from a medium.
 pub struct Reader<'a> {
