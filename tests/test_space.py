@@ -170,6 +170,7 @@ def test_the_command_says_what_a_delete_frees_and_gives_it_back(pool_path: Path)
             told = run_ramet("-p", pool_path, "--json", "delete", "a", "--dry-run")
             assert json.loads(told.stdout) == {
                 "freed_bytes": 64 * BLOCK_BYTES,
+                "freed_later_bytes": 0,
                 "names": ["a"],
                 "locked": [],
             }
