@@ -46,6 +46,9 @@ def test_what_was_deleted_comes_back_with_all_that_it_had(kept: ramet.Pool) -> N
     assert [type(it).__name__ for it in restored] == ["Volume", "Snapshot"]
     assert kept.record("db")._replace(parent=None) == was._replace(parent=None)
     assert handle.read(0, 4) == b"data", "who has it open goes on"
+    handle.delete()
+    assert kept.trash_frees(handle) == 0, "the snapshot has it all"
+    assert kept.restore(handle) == [handle]
     assert kept.trash().objects == []
 
 

@@ -86,6 +86,18 @@ def opened(path: Path) -> Iterator[ramet.Pool]:
         yield pool
 
 
+@contextmanager
+def killed(path: Path) -> Iterator[ramet.Pool]:
+    """Give a pool that is at `path` afterwards as if its process had ended without a word."""
+    with tempfile.TemporaryDirectory() as directory:
+        made = Path(directory) / "pool"
+        with opened(made) as pool:
+            yield pool
+            pool.flush()
+            with pool.holding_space():
+                copy(made, path)
+
+
 def make_plain(path: Path) -> None:
     """Volumes, tags, snapshots, clones of both kinds, a revert, a freeze, sizes within a block."""
     with opened(path) as pool:
@@ -183,41 +195,31 @@ def make_received(path: Path) -> None:
 
 def make_killed(path: Path) -> None:
     """A log that was not closed: a checkpoint, commands and writes after it, one that was dying."""
-    with tempfile.TemporaryDirectory() as directory:
-        made = Path(directory) / "pool"
-        with opened(made) as pool:
-            db = pool.create_volume("db", "4MiB")
-            db.write(0, blocks(1, 400))
-            pool.snapshot("db", name="db@1")
-            pool.checkpoint()
-            db.write(0, blocks(2, 100))
-            pool.snapshot("db", name="db@2", tags={"a": "b"})
-            pool.clone("db@1", "child")
-            pool.volume("child").write(3 * BLOCK, blocks(3, 1))
-            db.trim(300 * BLOCK, 50 * BLOCK)
-            pool.delete("db@1")
-            db.write(90 * BLOCK, blocks(4, 1))
-            pool.flush()
-            with pool.holding_space():
-                copy(made, path)
+    with killed(path) as pool:
+        db = pool.create_volume("db", "4MiB")
+        db.write(0, blocks(1, 400))
+        pool.snapshot("db", name="db@1")
+        pool.checkpoint()
+        db.write(0, blocks(2, 100))
+        pool.snapshot("db", name="db@2", tags={"a": "b"})
+        pool.clone("db@1", "child")
+        pool.volume("child").write(3 * BLOCK, blocks(3, 1))
+        db.trim(300 * BLOCK, 50 * BLOCK)
+        pool.delete("db@1")
+        db.write(90 * BLOCK, blocks(4, 1))
 
 
 def make_reused(path: Path) -> None:
     """A log in files that were those of dead segments, not closed: old bytes lie behind its end."""
-    with tempfile.TemporaryDirectory() as directory:
-        made = Path(directory) / "pool"
-        with opened(made) as pool:
-            db = pool.create_volume("db", "2MiB")
-            number = 0
-            while pool.stats()["reused_count"] < 4:
-                number += 1
-                db.write(number % 4 * 128 * BLOCK, blocks(number, 128))
-                if number % 16 == 0:
-                    pool.checkpoint()
-            db.write(7 * BLOCK, blocks(1, 1))
-            pool.flush()
-            with pool.holding_space():
-                copy(made, path)
+    with killed(path) as pool:
+        db = pool.create_volume("db", "2MiB")
+        number = 0
+        while pool.stats()["reused_count"] < 4:
+            number += 1
+            db.write(number % 4 * 128 * BLOCK, blocks(number, 128))
+            if number % 16 == 0:
+                pool.checkpoint()
+        db.write(7 * BLOCK, blocks(1, 1))
 
 
 def make_went_back(path: Path) -> None:

@@ -447,7 +447,7 @@ impl Engine {
         self.info_in(&self.table.read(), object, now)
     }
 
-    fn info_in(&self, table: &Table, object: &Object, now: &Now) -> ObjectInfo {
+    pub(crate) fn info_in(&self, table: &Table, object: &Object, now: &Now) -> ObjectInfo {
         let fields = &object.fixed;
         let mut above = self.space.living_ancestor(object.place());
         let parent = loop {

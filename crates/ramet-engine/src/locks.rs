@@ -380,11 +380,6 @@ impl Engine {
         objects.iter().map(item).collect()
     }
 
-    /// The lock that runs on an object.
-    pub(crate) fn lock_info(&self, object: &Object) -> Option<LockInfo> {
-        object.lock().and_then(|lock| lock.info(&self.lock_now()))
-    }
-
     /// Save the clock while a lock runs, or something is in the trash: a reboot would cost what is
     /// not saved.
     pub(crate) fn save_lock_clock(&self, at_close: bool) -> Result<()> {

@@ -81,13 +81,12 @@ impl Engine {
 
     /// What is in the trash, what goes first at the front.
     pub fn trashed(&self) -> Vec<Trashed> {
-        let objects: Vec<Arc<Object>> = self.table.read().trashed().cloned().collect();
-        let now_ns = self.log.lock_clock_ns();
-        let told = |object: Arc<Object>| Trashed {
-            remaining_ns: object.delete_after_ns().saturating_sub(now_ns),
-            object: self.info(&object),
+        let (table, now) = (self.table.read(), &self.lock_now());
+        let told = |object: &Arc<Object>| Trashed {
+            remaining_ns: object.delete_after_ns().saturating_sub(now.ns),
+            object: self.info_in(&table, object, now),
         };
-        objects.into_iter().map(told).collect()
+        table.trashed().map(told).collect()
     }
 
     /// Bring back what is in the trash, all or none: by UUID, or by the name it had; under
@@ -152,14 +151,15 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where a write or sync fails.
     pub(crate) fn step_trash(&self) -> Result<()> {
-        let now_ns = self.log.lock_clock_ns();
-        let is_due = |object: &&Arc<Object>| object.delete_after_ns() <= now_ns;
+        let now = &self.lock_now();
+        let is_due = |object: &&Arc<Object>| object.delete_after_ns() <= now.ns;
         if !self.table.read().trashed().next().as_ref().is_some_and(is_due) {
             return Ok(());
         }
         let mut commands = self.begin(0)?;
         // A lock that is found again after a loss holds here too.
-        let may_end = |object: &&Arc<Object>| self.lock_info(object).is_none();
+        let may_end =
+            |object: &&Arc<Object>| object.lock().is_none_or(|lock| lock.info(now).is_none());
         let table = self.table.read();
         let due = table.trashed().take_while(is_due).filter(may_end).take(ENDED_AT_ONCE);
         let due: Vec<Arc<Object>> = due.cloned().collect();

@@ -113,7 +113,7 @@ def _tell(
 
 @contextmanager
 def _appears(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Give what writes a file that appears whole and durable; None: it writes nothing."""
+    """Give what writes a file that appears whole; None: it writes nothing."""
     if path is None:
         yield lambda _: None
         return

@@ -10,11 +10,11 @@ from datetime import timedelta
 
 from ramet.errors import InvalidError
 from ramet.names import check_snapshot_name, check_volume_name
-from ramet.pool.base import describe
+from ramet.pool.base import as_list, describe, key_of
 from ramet.pool.locks import SECOND_NS, PoolLocks
 from ramet.records import ObjectRecord, Trash, Trashed
 from ramet.units import parse_duration
-from ramet.volume import Snapshot, Volume
+from ramet.volume import ObjectLike, Snapshot, Volume
 
 
 class PoolTrash(PoolLocks):
@@ -51,45 +51,50 @@ class PoolTrash(PoolLocks):
         return Trash(self._core.trash_seconds(), objects)
 
     def restore(
-        self, targets: str | Iterable[str], *, names: str | Iterable[str] | None = None
+        self,
+        targets: ObjectLike | Iterable[ObjectLike],
+        *,
+        names: str | Iterable[str] | None = None,
     ) -> list[Volume | Snapshot]:
         """Bring back what was deleted, all or none, in one commit; nothing about it has changed.
 
-        `targets`: one or a list, each the name it had or its UUID. `names`: one for each, where it
-        is to have another. Durable on return.
+        `targets`: one or a list, each a handle, a UUID, or the name it had. `names`: one for each,
+        where it is to have another. Durable on return.
         Raises: NotFoundError where one is not in the trash; ConflictError where a name is taken, or
         was had by several in the trash (say which, by UUID); InvalidError for a bad name;
         FullError; ReadOnlyError.
         Example: pool.set_trash_window("7d"); pool.delete("db"); pool.restore("db")
         """
-        keys = _listed(targets)
+        keys = _keys(targets)
+        new_names = [names] if isinstance(names, str) else None if names is None else list(names)
         with self._command():
-            new_names = None if names is None else _listed(names)
             self._check_names(keys, new_names)
             restored = self._core.restore(keys, new_names)
             self._numbers.forget([item.name for item in restored])
             return [self._handle_of(item) for item in restored]
 
-    def empty_trash(self, targets: str | Iterable[str] | None = None) -> list[ObjectRecord]:
+    def empty_trash(
+        self, targets: ObjectLike | Iterable[ObjectLike] | None = None
+    ) -> list[ObjectRecord]:
         """End what is in the trash: nothing brings it back, and its space can be given back.
 
-        `targets`: one or a list, each the name it had or its UUID; None: all. Works on a full pool.
+        `targets`: as in `restore`; None: all. Works on a full pool.
         Result: the objects as they were. Durable on return.
         Raises: as `restore`.
         Example: pool.empty_trash()
         """
         with self._command():
-            keys = None if targets is None else _listed(targets)
+            keys = None if targets is None else _keys(targets)
             return [describe(item) for item in self._core.empty_trash(keys)]
 
-    def trash_frees(self, targets: str | Iterable[str] | None = None) -> int:
+    def trash_frees(self, targets: ObjectLike | Iterable[ObjectLike] | None = None) -> int:
         """Say how many bytes `empty_trash` would free.
 
         Raises: as `restore`.
         Example: pool.trash_frees()
         """
         self._check_usable()
-        return self._core.trash_frees(None if targets is None else _listed(targets))
+        return self._core.trash_frees(None if targets is None else _keys(targets))
 
     def _check_names(self, keys: list[str], names: list[str] | None) -> None:
         """Hold new names against the rules of what gets them."""
@@ -100,5 +105,5 @@ class PoolTrash(PoolLocks):
             (check_snapshot_name if kinds.get(key) == "snapshot" else check_volume_name)(name)
 
 
-def _listed(names: str | Iterable[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _keys(targets: ObjectLike | Iterable[ObjectLike]) -> list[str]:
+    return [key_of(target) for target in as_list(targets)]
