@@ -10,8 +10,8 @@ use std::ptr::NonNull;
 /// From so many bytes on a buffer is mapped.
 const MAPPED_BYTES_MIN: usize = 4096;
 /// Where in its first page a mapped buffer begins: a cache line behind the start. The kernel copies
-/// whole pages of files there, and to fewer than 32 bytes behind the start of a page that takes
-/// half as long again on AMD's processors, which is where the payload behind a header would lie.
+/// whole pages of files there, and to fewer than 32 bytes behind the start of a page, where the
+/// payload behind a header would lie, that took twice as long on an AMD processor.
 const MAPPED_AT_BYTES: usize = 64;
 
 /// Bytes that are zero at first.
@@ -108,8 +108,8 @@ impl DerefMut for Buffer {
 mod tests {
     use super::*;
 
-    /// The story: payloads lay 16 bytes into a page, and half of the time of a sequential read went
-    /// into a copy that takes half of that elsewhere.
+    /// The story: payloads lay 16 bytes into a page, and more than a third of the time of a
+    /// sequential read went into a copy that takes half of that elsewhere.
     #[test]
     fn a_payload_behind_a_header_is_not_at_the_very_start_of_a_page() {
         for length_bytes in [MAPPED_BYTES_MIN, 64 << 10, (128 << 10) + 16] {

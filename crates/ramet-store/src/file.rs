@@ -73,8 +73,7 @@ impl FileStore {
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = retried(|| rustix::fs::open(&full, flags | OFlags::CLOEXEC, mode))
             .map_err(|errno| failure(action, &full, errno))?;
-        // Nobody asks when a file was read: to note it takes time with every read, and puts the
-        // file into the journal again with the first read after a write. Only the owner may say so.
+        // Nobody asks when a file was read, and to note it takes time. Only the owner may say so.
         let _ = rustix::fs::fcntl_setfl(&fd, OFlags::NOATIME);
         Ok(OpenFile { path: full.display().to_string(), fd })
     }
