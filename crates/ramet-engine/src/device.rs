@@ -75,8 +75,23 @@ pub trait BlockDevice: Send + Sync {
     /// Make everything completed before this call durable.
     ///
     /// # Errors
+    /// As `flush_up_to`.
+    fn flush(&self) -> Result<(), EngineError> {
+        self.flush_up_to(self.completed())
+    }
+
+    /// A mark of everything completed before this call, for `flush_up_to`.
+    fn completed(&self) -> u64;
+
+    /// Make durable what was completed when this mark was taken; what came later is not waited for.
+    /// Where a call fails, so does every later one that has as much left to do.
+    ///
+    /// # Errors
     /// `Unavailable` when the pool is poisoned or closed.
-    fn flush(&self) -> Result<(), EngineError>;
+    fn flush_up_to(&self, completed: u64) -> Result<(), EngineError>;
+
+    /// Whether a flush would find nothing to do: everything completed before this call is durable.
+    fn is_durable(&self) -> bool;
 }
 
 /// What changed in an object since a snapshot of its family. The snapshot counts as attached until

@@ -11,7 +11,7 @@ use crate::head::InGate;
 use crate::map::{Extent, Missing};
 use crate::object::{Object, ObjectKind};
 use crate::{BlockDevice, EngineError, ExtentSink, Kind, extents};
-use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, GateGuard, Locator, crc_blocks};
+use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, GateGuard, Locator, Sequence, crc_blocks};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -505,9 +505,17 @@ impl BlockDevice for VolumeDevice {
         self.clear(offset_bytes, length_bytes, false, fua)
     }
 
-    fn flush(&self) -> Result<()> {
+    fn completed(&self) -> u64 {
+        self.engine.log.appended().0
+    }
+
+    fn flush_up_to(&self, completed: u64) -> Result<()> {
         self.engine.check_open()?;
-        self.engine.flush()
+        Ok(self.engine.log.commit(Sequence(completed))?)
+    }
+
+    fn is_durable(&self) -> bool {
+        self.engine.log.durable() >= self.engine.log.appended()
     }
 }
 

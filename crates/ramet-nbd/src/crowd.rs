@@ -174,6 +174,8 @@ struct Guest {
 /// A flush that is under way.
 struct Flush {
     request: Request,
+    /// What was completed when it was asked for: it need not wait for what the others write since.
+    completed: u64,
     /// Nothing before it was done, and where it panicked.
     flushed: Option<Result<(), EngineError>>,
     _under_way: UnderWay,
@@ -220,7 +222,8 @@ fn flush_batches(batches: &Receiver<Vec<Guest>>, shared: &Shared) {
             let Guest { transmission: Some(transmission), flush: Some(flush), .. } = guest else {
                 continue;
             };
-            let flushed = catch_unwind(AssertUnwindSafe(|| transmission.device().flush()));
+            let device = transmission.device();
+            let flushed = catch_unwind(AssertUnwindSafe(|| device.flush_up_to(flush.completed)));
             flush.flushed = flushed.ok();
         }
         let mut state = shared.state.lock();
@@ -364,7 +367,9 @@ impl Host {
             Ok(Turn::Receive) => self.sit_down(guest),
             Ok(Turn::Flush(request)) => {
                 let (_, under_way) = self.flushes.begin();
-                guest.flush = Some(Flush { request, flushed: None, _under_way: under_way });
+                let completed = guest.transmission().device().completed();
+                guest.flush =
+                    Some(Flush { request, completed, flushed: None, _under_way: under_way });
                 self.waiting.push(guest);
             }
             Ok(Turn::Leave) => {

@@ -71,6 +71,31 @@ fn writes_and_flushes_in_a_crowd_do_what_they_do_elsewhere() {
     assert_eq!(served.volume.bytes()[4096..16384], BLOCK.repeat(3));
 }
 
+/// The story: of those who waited in a batch each had the log synced once more, for what the others
+/// wrote while the one before was flushed.
+#[test]
+fn a_flush_of_a_crowd_waits_for_nothing_that_was_written_after_it_was_asked_for() {
+    let served = served();
+    let [mut first, mut second, mut other] = [1, 2, 3].map(|count| attach(&served, count));
+    let syncs_count = served.volume.syncs_count.load(SeqCst);
+    assert_eq!(first.write(0, 0, &BLOCK), 0);
+    assert_eq!(second.write(0, 4096, &BLOCK), 0);
+    served.volume.flush_gate.close();
+    first.send_request(0, FLUSH, 1, (0, 0));
+    served.volume.flush_gate.wait_for_caller();
+    let marks_count = served.volume.marks_count.load(SeqCst);
+    second.send_request(0, FLUSH, 2, (0, 0));
+    while served.volume.marks_count.load(SeqCst) == marks_count {
+        std::thread::yield_now();
+    }
+    assert_eq!(other.write(0, 8192, &BLOCK), 0);
+    served.volume.flush_gate.open();
+    assert_eq!((first.reply(), second.reply()), ((0, 1), (0, 2)));
+    assert_eq!(served.volume.syncs_count.load(SeqCst), syncs_count + 1);
+    assert_eq!(other.ask(0, FLUSH, (0, 0)), 0);
+    assert_eq!(served.volume.syncs_count.load(SeqCst), syncs_count + 2);
+}
+
 #[test]
 fn whatever_else_is_asked_is_served_by_the_thread_of_the_connection() {
     let served = served();

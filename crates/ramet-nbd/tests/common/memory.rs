@@ -64,8 +64,12 @@ pub struct MemoryDevice {
     pub panic_offset_bytes: Mutex<Option<u64>>,
     /// Calls that changed something and returned.
     pub changes_count: AtomicUsize,
-    /// Flushes, and changes with FUA.
+    /// Flushes that had something to do, and changes with FUA.
     pub syncs_count: AtomicUsize,
+    /// Of the changes, so many are durable.
+    pub durable_count: AtomicUsize,
+    /// Marks that were asked for.
+    pub marks_count: AtomicUsize,
     /// Calls of any kind.
     pub calls_count: AtomicUsize,
 }
@@ -108,8 +112,11 @@ impl MemoryDevice {
         let start = index_of(offset_bytes);
         let end = start + index_of(length_bytes);
         change(&mut self.bytes.write()[start..end]);
-        self.changes_count.fetch_add(1, Ordering::SeqCst);
-        self.syncs_count.fetch_add(usize::from(fua), Ordering::SeqCst);
+        let changes_count = self.changes_count.fetch_add(1, Ordering::SeqCst) + 1;
+        if fua {
+            self.syncs_count.fetch_add(1, Ordering::SeqCst);
+            self.durable_count.fetch_max(changes_count, Ordering::SeqCst);
+        }
         Ok(())
     }
 }
@@ -176,11 +183,27 @@ impl BlockDevice for MemoryDevice {
         self.change(offset_bytes, length_bytes, fua, |room| room.fill(0))
     }
 
-    fn flush(&self) -> Result<(), EngineError> {
+    fn completed(&self) -> u64 {
+        let changes_count = self.changes_count.load(Ordering::SeqCst);
+        self.marks_count.fetch_add(1, Ordering::SeqCst);
+        bytes_of(changes_count)
+    }
+
+    fn flush_up_to(&self, completed: u64) -> Result<(), EngineError> {
+        // As in a log: what is changed while the medium syncs is not covered.
+        let changes_count = self.changes_count.load(Ordering::SeqCst);
+        let nothing_left = self.durable_count.load(Ordering::SeqCst) >= index_of(completed);
         self.flush_gate.pass();
         self.check()?;
-        self.syncs_count.fetch_add(1, Ordering::SeqCst);
+        if !nothing_left {
+            self.durable_count.fetch_max(changes_count, Ordering::SeqCst);
+            self.syncs_count.fetch_add(1, Ordering::SeqCst);
+        }
         Ok(())
+    }
+
+    fn is_durable(&self) -> bool {
+        self.durable_count.load(Ordering::SeqCst) >= self.changes_count.load(Ordering::SeqCst)
     }
 }
 
@@ -399,7 +422,15 @@ impl BlockDevice for AttachedDevice {
         self.device.write_zeroes(offset_bytes, length_bytes, fua)
     }
 
-    fn flush(&self) -> Result<(), EngineError> {
-        self.device.flush()
+    fn completed(&self) -> u64 {
+        self.device.completed()
+    }
+
+    fn flush_up_to(&self, completed: u64) -> Result<(), EngineError> {
+        self.device.flush_up_to(completed)
+    }
+
+    fn is_durable(&self) -> bool {
+        self.device.is_durable()
     }
 }
