@@ -5,9 +5,9 @@
 //! `negotiation` and `transmission` over `channel` (buffers) over `transport`, which `socket` and,
 //! laid over it, `tls` implement; `address` makes listeners of `unix`, `tcp` and `given` sockets;
 //! `allow` is who may open what; `replies` says how requests are answered, `contexts` what the
-//! metadata contexts are; `registry` knows who is connected to what, `habit` how a connection
-//! flushes, `large` bounds the memory of large messages; `codec`, `judgement` and `certificate` are
-//! pure.
+//! metadata contexts are; `registry` knows who is connected to what, `habit` and `pairs` how a
+//! connection flushes, `large` bounds the memory of large messages; `codec`, `judgement` and
+//! `certificate` are pure.
 //! Invariants: requests of a connection take effect in order of arrival; a write that was not
 //! received whole is never applied; no byte a client can send panics the server.
 //! Source: the NBD protocol document, `doc/proto.md` of `NetworkBlockDevice/nbd`.
@@ -28,6 +28,7 @@ mod habit;
 mod judgement;
 mod large;
 mod negotiation;
+mod pairs;
 mod registry;
 mod replies;
 mod server;

@@ -14,6 +14,7 @@ use crate::errno::{Errno, errno_of};
 use crate::habit::Habit;
 use crate::judgement::{Action, Agreed, ExportShape, PAYLOAD_BYTES_MAX, judge};
 use crate::negotiation::Negotiated;
+use crate::pairs::Pairs;
 use crate::registry::Membership;
 use crate::replies::Replier;
 use ramet_engine::{BlockDevice, EngineError};
@@ -39,6 +40,7 @@ pub(crate) struct Transmission {
     replier: Replier,
     ahead: Ahead,
     pub(crate) habit: Habit,
+    pairs: Pairs,
 }
 
 impl Transmission {
@@ -65,6 +67,7 @@ impl Transmission {
             replier,
             ahead,
             habit,
+            pairs: Pairs::default(),
         }
     }
 
@@ -81,6 +84,7 @@ impl Transmission {
     /// # Errors
     /// `Ended`.
     pub(crate) fn run(&mut self) -> Result<(), Ended> {
+        self.pairs.forget();
         while !self.membership.control().is_stopped() {
             let served = self.next_request();
             if served.is_err() {
@@ -156,6 +160,7 @@ impl Transmission {
         if request.payload_bytes > most {
             return Err(Ended);
         }
+        self.break_off();
         self.channel.consume(self.header_bytes);
         self.channel.skip(request.payload_bytes)?;
         self.replier.answer(&mut self.channel, request, Err((errno, errno.text())))
@@ -178,13 +183,36 @@ impl Transmission {
         };
         drop(under_way);
         self.channel.consume(request_bytes);
-        self.answer(request, written)
+        let is_plain = is_last && !fua && written.is_ok();
+        self.answer(request, written)?;
+        if !is_plain {
+            self.pairs.break_off();
+        } else if self.pairs.write() {
+            self.flush_expected()?;
+        }
+        Ok(())
+    }
+
+    /// Flush what was just written: the client is about to ask for it, and may do so meanwhile.
+    fn flush_expected(&mut self) -> Result<(), Ended> {
+        self.channel.send()?;
+        let under_way = self.habit.flush(true);
+        // Where it fails, so does the flush that the client asks for: nobody else is told.
+        let _ = self.device().flush();
+        drop(under_way);
+        Ok(())
+    }
+
+    /// Neither a write nor a flush.
+    fn break_off(&mut self) {
+        self.habit.break_off();
+        self.pairs.break_off();
     }
 
     fn act(&mut self, request: &Request, action: Action) -> Result<(), Ended> {
         let Request { offset_bytes, length_bytes, .. } = *request;
         if action != Action::Flush {
-            self.habit.break_off();
+            self.break_off();
         }
         let done = match action {
             Action::Read { whole } => return self.read(request, whole),
@@ -212,9 +240,12 @@ impl Transmission {
 
     fn flush(&mut self, request: &Request) -> Result<(), Ended> {
         self.send_before_durability(true)?;
+        let was_expected = self.pairs.flush(self.device().is_durable());
         let is_last = self.channel.pending().is_empty();
-        let under_way = self.habit.flush(is_last);
-        let done = self.negotiated.attachment.device().flush();
+        // One that was expected has counted before.
+        let under_way = (!was_expected).then(|| self.habit.flush(is_last));
+        // Called all the same: it covers what other connections wrote since.
+        let done = self.device().flush();
         drop(under_way);
         self.answer(request, done)
     }
@@ -252,6 +283,7 @@ impl Transmission {
 
     /// The status of those contexts that the payload names.
     fn status_of_some(&mut self, request: &Request) -> Result<(), Ended> {
+        self.break_off();
         let contexts_max = u64::try_from(CONTEXTS_MAX).map_err(|_| Ended)?;
         if request.payload_bytes > StatusPayload::bytes(contexts_max) {
             return self.refuse(request, Errno::Invalid);

@@ -10,6 +10,7 @@ mod codec;
 mod common;
 mod contexts;
 mod crowd;
+mod expected;
 mod judgement;
 mod listeners;
 mod negotiation;
