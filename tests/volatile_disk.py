@@ -1,9 +1,10 @@
 """A disk behind a volatile cache, as a file system: what was not synced goes with its power.
 
-Run as a program: `python volatile_disk.py MOUNT`; removing the directory `POWER_SWITCH` in it is
-the power loss, and it is there again. Invariants: content survives by a sync of its file, a name by
-a sync of its directory, and nothing survives without. Directories at the top are there at once:
-nobody could sync them.
+Run as a program: `python volatile_disk.py MOUNT [cached]`; removing the directory `POWER_SWITCH` in
+it is the power loss, and it is there again. While there is a directory `BROKEN`, every read fails.
+With `cached` the system keeps pages of files, which can then be mapped. Invariants: content
+survives by a sync of its file, a name by a sync of its directory, and nothing survives without.
+Directories at the top are there at once: nobody could sync them.
 """
 
 import errno
@@ -21,6 +22,8 @@ import mfusepy
 import pytest
 
 POWER_SWITCH = "power-loss"
+BROKEN = "broken"
+CACHED = "cached"
 READY_SECONDS_MAX = 20
 FILE_MODE = stat.S_IFREG | 0o600
 DIRECTORY_MODE = stat.S_IFDIR | 0o700
@@ -35,6 +38,7 @@ class File:
 
     content: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
+    mode: int = FILE_MODE
 
 
 @dataclass(eq=False)
@@ -100,7 +104,7 @@ class VolatileDisk(mfusepy.Operations):  # type: ignore[misc]
         if isinstance(found, Directory):
             return {"st_mode": DIRECTORY_MODE, "st_nlink": 2}
         size = len(found.content)
-        return {"st_mode": FILE_MODE, "st_nlink": 1, "st_size": size, "st_blocks": -(-size // 512)}
+        return {"st_mode": found.mode, "st_nlink": 1, "st_size": size, "st_blocks": -(-size // 512)}
 
     def readdir(self, path: str, fh: int) -> list[str]:
         found = self.find(path)
@@ -127,6 +131,14 @@ class VolatileDisk(mfusepy.Operations):  # type: ignore[misc]
         made = directory.names[name] = File()
         return self.hand_out(made)
 
+    def mknod(self, path: str, mode: int, dev: int) -> int:
+        directory, name = self.place(path)
+        directory.names[name] = File(mode=mode)
+        return 0
+
+    def chmod(self, path: str, mode: int) -> int:
+        return 0
+
     def open(self, path: str, flags: int) -> int:
         return self.hand_out(self.file(path, None))
 
@@ -135,6 +147,8 @@ class VolatileDisk(mfusepy.Operations):  # type: ignore[misc]
         return 0
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        if BROKEN in self.root.names:
+            raise mfusepy.FuseOSError(errno.EIO)
         return bytes(self.file(path, fh).content[offset : offset + size])
 
     def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
@@ -179,10 +193,11 @@ class VolatileDisk(mfusepy.Operations):  # type: ignore[misc]
 
 
 @contextmanager
-def volatile_disk(mount: Path) -> Iterator[Path]:
+def volatile_disk(mount: Path, *, cached: bool = False) -> Iterator[Path]:
     """Mount one at a new directory. The mount is gone at the end, however it ends."""
     mount.mkdir()
-    process = subprocess.Popen([sys.executable, __file__, str(mount)], stdout=subprocess.PIPE)
+    command = [sys.executable, __file__, str(mount), *([CACHED] if cached else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n", "the disk cannot be mounted"
@@ -201,6 +216,16 @@ def lose_power(mount: Path) -> None:
     (mount / POWER_SWITCH).rmdir()
 
 
+@contextmanager
+def broken(mount: Path) -> Iterator[None]:
+    """Have every read of the medium fail. Of files that are opened again nothing is cached."""
+    (mount / BROKEN).mkdir()
+    try:
+        yield
+    finally:
+        (mount / BROKEN).rmdir()
+
+
 class _Ready(VolatileDisk):
     def init(self, path: str) -> None:
         os.write(1, b"ready\n")
@@ -212,7 +237,7 @@ if __name__ == "__main__":
         sys.argv[1],
         foreground=True,
         nothreads=True,
-        direct_io=True,
+        direct_io=CACHED not in sys.argv[2:],
         hard_remove=True,
         attr_timeout=0,
         entry_timeout=0,

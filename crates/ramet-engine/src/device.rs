@@ -3,7 +3,7 @@
 //! Owns the two traits only. Invariant: every call is complete when it returns; a front end may
 //! call from many threads at once.
 
-use crate::EngineError;
+use crate::{EngineError, Lent};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -28,6 +28,20 @@ pub trait BlockDevice: Send + Sync {
     /// # Errors
     /// `Invalid` past the end; `Corrupt` where a checksum fails; `Unavailable` after close.
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError>;
+
+    /// As `read`, for who sends the bytes on at once: what can be lent is not copied. `lent` gets
+    /// it, in order, each with its place in `buffer`, where these bytes are missing.
+    ///
+    /// # Errors
+    /// As `read`; `lent` is then as it was.
+    fn read_lent(
+        &self,
+        offset_bytes: u64,
+        buffer: &mut [u8],
+        _lent: &mut Vec<Lent>,
+    ) -> Result<(), EngineError> {
+        self.read(offset_bytes, buffer)
+    }
 
     /// Say that a range will be read soon: a hint, and returns before anything was read. The range
     /// need not be inside the object.

@@ -51,7 +51,7 @@ pub use kept_root::HashedReader;
 pub use locks::{LOCK_NS_MAX, LockClock, LockInfo, LockMode};
 pub use loss::{LossReport, LostCommand, LostObject};
 pub use object::{ObjectFields, ObjectInfo, ObjectKind, State};
-pub use ramet_log::Bell;
+pub use ramet_log::{Bell, Lent};
 pub use receive::Incoming;
 pub use reclaim::{ObjectSpace, Reclaimed};
 pub use record::{Item, OBJECTS_MAX, Record, Verb};

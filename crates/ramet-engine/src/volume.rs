@@ -11,10 +11,12 @@ use crate::head::InGate;
 use crate::map::{Extent, Missing};
 use crate::object::{Object, ObjectKind};
 use crate::{BlockDevice, EngineError, ExtentSink, Kind, extents};
-use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, GateGuard, Locator, Sequence, crc_blocks};
+use ramet_log::{BLOCK_BYTES, BLOCK_BYTES_U64, GateGuard, Lent, Locator, Sequence, crc_blocks};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+mod reads;
 
 /// Bytes of a write that are in a snapshot whole or not at all; longer ones are several writes.
 const ATOMIC_BYTES: usize = 1 << 20;
@@ -96,64 +98,6 @@ impl VolumeDevice {
         }
         self.check_living()?;
         self.check_range(offset_bytes, length_bytes)
-    }
-
-    /// Read whole blocks.
-    fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
-        let count = (buffer.len() / BLOCK_BYTES) as u64;
-        EXTENTS.with_borrow_mut(|extents| {
-            loop {
-                self.look_up(first, count, extents)?;
-                let Err(error) = self.read_extents(extents, buffer) else { return Ok(()) };
-                // What was overwritten meanwhile may be given back: only a block that is still
-                // where it was is damaged.
-                let before = std::mem::take(extents);
-                self.look_up(first, count, extents)?;
-                self.check_living()?;
-                if *extents == before {
-                    return Err(error);
-                }
-            }
-        })
-    }
-
-    pub(crate) fn look_up(&self, first: u64, count: u64, extents: &mut Vec<Extent>) -> Result<()> {
-        self.engine.nodes.with(|| {
-            extents.clear();
-            self.object.head.map().lookup(first, count, extents)
-        })
-    }
-
-    fn read_extents(&self, extents: &[Extent], buffer: &mut [u8]) -> Result<()> {
-        // A deleted object's map is taken away inside the gate after it is marked: checked
-        // after the look-up, holes of a map that is gone are never served.
-        self.check_living()?;
-        let mut rest = buffer;
-        for extent in extents.iter() {
-            let length =
-                usize::try_from(extent.count).expect("bounded by the buffer") * BLOCK_BYTES;
-            let (part, after) = rest.split_at_mut(length);
-            match extent.locator {
-                Some(locator) => self
-                    .engine
-                    .log
-                    .read(locator, extent.first, part)
-                    .map_err(|error| self.name_block(error.into(), extent.first))?,
-                None => part.fill(0),
-            }
-            rest = after;
-        }
-        Ok(())
-    }
-
-    fn name_block(&self, error: EngineError, block: u64) -> EngineError {
-        let text = format!(
-            "reading '{}' from byte {}: {}",
-            self.object.name(),
-            block * BLOCK_BYTES_U64,
-            error.text
-        );
-        EngineError { text, ..error }
     }
 
     /// One write, at most 1 MiB and the partial blocks around it, in one hold of the gate.
@@ -423,32 +367,11 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<()> {
-        self.engine.log.check_open()?;
-        self.check_living()?;
-        self.check_range(offset_bytes, buffer.len() as u64)?;
-        if offset_bytes.is_multiple_of(BLOCK_BYTES_U64) && buffer.len().is_multiple_of(BLOCK_BYTES)
-        {
-            return self.read_blocks(offset_bytes / BLOCK_BYTES_U64, buffer);
-        }
-        let mut block = [0; BLOCK_BYTES];
-        let (mut at, mut rest) = (offset_bytes, buffer);
-        while !rest.is_empty() {
-            let index = at / BLOCK_BYTES_U64;
-            let skip = usize::try_from(at % BLOCK_BYTES_U64).expect("below a block");
-            let whole = if skip == 0 { rest.len() / BLOCK_BYTES * BLOCK_BYTES } else { 0 };
-            let taken = if whole > 0 {
-                self.read_blocks(index, &mut rest[..whole])?;
-                whole
-            } else {
-                self.read_blocks(index, &mut block)?;
-                let length = rest.len().min(BLOCK_BYTES - skip);
-                rest[..length].copy_from_slice(&block[skip..skip + length]);
-                length
-            };
-            at += taken as u64;
-            rest = &mut rest[taken..];
-        }
-        Ok(())
+        self.read_any(offset_bytes, buffer)
+    }
+
+    fn read_lent(&self, offset_bytes: u64, buffer: &mut [u8], lent: &mut Vec<Lent>) -> Result<()> {
+        self.lend_any(offset_bytes, buffer, lent)
     }
 
     fn will_read(&self, offset_bytes: u64, length_bytes: u64) {

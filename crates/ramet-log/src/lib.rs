@@ -14,6 +14,7 @@ mod error;
 pub mod format;
 mod gate;
 mod helper;
+mod lending;
 mod log;
 mod loss;
 mod pages;
@@ -34,6 +35,7 @@ pub use create::{DIRECTORIES, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_
 pub use error::{LogError, Result};
 pub use gate::{GateGuard, PreparedRecord, RECORD_BYTES_MAX};
 pub use helper::Bell;
+pub use lending::Lent;
 pub use log::{Counters, Log};
 pub use loss::{Accept, Beside, Describe, LOST_DIRECTORY, Loss, LostBatch, UNFINISHED};
 pub use recovery::{Known, Start, read_descriptor};

@@ -11,6 +11,7 @@ use crate::format::segment::LogEnd;
 use crate::format::superblock::{Commit, LockTerms};
 use crate::gate::Gate;
 use crate::helper::Bell;
+use crate::lending::{Lent, Pin, VIEWS_MAX};
 use crate::pages::PageCache;
 use crate::room::RoomState;
 use crate::segment::{Segment, SegmentEntry};
@@ -78,6 +79,10 @@ pub struct Log {
     pub(crate) spares: Spares,
     /// Segments with an open file, oldest first.
     open_files: Mutex<VecDeque<Weak<Segment>>>,
+    /// Segments that are mapped.
+    views: Mutex<VecDeque<Weak<Segment>>>,
+    /// Of segments that were forgotten and have a file.
+    pub(crate) lent: Mutex<HashMap<SegmentId, Pin>>,
     /// How the log has worked.
     pub counters: Counters,
     appended: AtomicU64,
@@ -130,6 +135,8 @@ impl Log {
             pages: PageCache::new(found.pages_bytes),
             spares: Spares::default(),
             open_files: Mutex::new(VecDeque::new()),
+            views: Mutex::default(),
+            lent: Mutex::default(),
             counters: Counters { replayed: AtomicU64::new(found.replayed), ..Counters::default() },
             appended: AtomicU64::new(last.0),
             durable: AtomicU64::new(last.0),
@@ -234,6 +241,55 @@ impl Log {
         segment.read(store, &self.pages, seed, locator.slot(), block_index, buffer)
     }
 
+    /// As `read`; what can be lent is not copied, but added to `lent`, with its place in `buffer`
+    /// counted from `place`.
+    ///
+    /// # Errors
+    /// As `read`. What was lent stays in `lent`.
+    pub fn read_lent(
+        &self,
+        locator: Locator,
+        block_index: u64,
+        buffer: &mut [u8],
+        (place, lent): (usize, &mut Vec<Lent>),
+    ) -> Result<()> {
+        assert!(buffer.len().is_multiple_of(BLOCK_BYTES), "reads are whole blocks");
+        let segment = self.segments.read().get(&locator.segment()).cloned();
+        if let Some(segment) = segment {
+            let from = (self.store(), &self.pages, self.descriptor.seed);
+            let (what, target) = ((locator.slot(), block_index), (place, buffer.len()));
+            if let Some(found) = segment.lend(from, what, target, || self.note_view(&segment)) {
+                lent.push(found);
+                return Ok(());
+            }
+        }
+        self.read(locator, block_index, buffer)
+    }
+
+    /// A segment is about to be mapped. Result: whether it may be.
+    fn note_view(&self, segment: &Arc<Segment>) -> bool {
+        let mut views = self.views.lock();
+        let free = views.len() < VIEWS_MAX;
+        if free {
+            views.push_back(Arc::downgrade(segment));
+        }
+        free
+    }
+
+    /// Where much is mapped, unmap some that nobody read of lately.
+    fn end_unused_views(&self) {
+        let mut views = self.views.lock();
+        if views.len() < VIEWS_MAX / 4 * 3 {
+            return;
+        }
+        for _ in 0..VIEWS_MAX / 16 {
+            let Some(oldest) = views.pop_front() else { return };
+            if oldest.upgrade().is_some_and(|segment| !segment.lending.end_if_unused()) {
+                views.push_back(oldest);
+            }
+        }
+    }
+
     /// Have consecutive blocks of a segment fetched by the medium; returns before they are.
     pub fn will_read(&self, locator: Locator, count: u64) {
         let segment = self.segments.read().get(&locator.segment()).cloned();
@@ -309,6 +365,7 @@ impl Log {
         }
         // Where no segment can be prepared, what was written is committed all the same.
         let more = self.prepare_ahead();
+        self.end_unused_views();
         let (appended, durable) = (self.appended(), self.durable());
         let mut idle = self.idle_since.lock();
         if idle.0 != appended {
@@ -376,6 +433,9 @@ impl Log {
             .map_err(LogError::from)
             .and_then(|()| if removes { self.drop_spares().map(drop) } else { Ok(()) });
         drop(room);
+        for segment in self.views.lock().drain(..).filter_map(|it| it.upgrade()) {
+            segment.lending.stop();
+        }
         *self.lock.lock() = None;
         removed
     }

@@ -7,6 +7,7 @@
 use crate::checksum;
 use crate::error::{LogError, Result};
 use crate::format::footer::{CHECKSUMS_PER_PAGE, Column, decode_page};
+use crate::lending::{Lending, Lent};
 use crate::pages::{Page, PageCache, Pages};
 use crate::staging::Chunk;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
@@ -50,6 +51,7 @@ pub(crate) struct Segment {
     /// Which, as far as this opening knows.
     pub(crate) punched: Mutex<Option<Vec<u64>>>,
     staged: RwLock<VecDeque<Arc<Chunk>>>,
+    pub(crate) lending: Lending,
     /// Whether the next checkpoint has to write what is known of the segment.
     pub(crate) changed: AtomicBool,
 }
@@ -152,6 +154,7 @@ impl Segment {
             given_back: AtomicU32::new(entry.given_back),
             punched: Mutex::new(None),
             staged: RwLock::new(VecDeque::new()),
+            lending: Lending::default(),
             changed: AtomicBool::new(false),
         }
     }
@@ -312,16 +315,8 @@ impl Segment {
         block_index: u64,
         buffer: &mut [u8],
     ) -> Result<()> {
-        let locator = self.id.slot(slot);
-        let lost = |reason: String| LogError::Lost { locator, reason };
-        let count =
-            u32::try_from(buffer.len() / BLOCK_BYTES).expect("a read is smaller than a segment");
-        let end = slot.checked_add(count).filter(|end| *end <= self.slots_count);
-        let end = end.ok_or_else(|| lost("the slot is beyond the segment's end".into()))?;
-        let used = self.used.load(Ordering::Acquire);
-        if used != 0 && end > used {
-            return Err(lost(format!("the segment has only {used} slots")));
-        }
+        let lost = |reason: String| LogError::Lost { locator: self.id.slot(slot), reason };
+        let end = self.end_of(slot, buffer.len())?;
         let staged = end > self.written.load(Ordering::Acquire) && self.read_staged(slot, buffer);
         if !staged {
             let offset = u64::from(slot) * BLOCK_BYTES_U64;
@@ -331,22 +326,68 @@ impl Segment {
                 other => LogError::Store(other),
             })?;
         }
+        self.verify(&mut Stored::new(self, store, cache), seed, slot, block_index, buffer)
+    }
+
+    /// Lend what `read` would fill `length_bytes` with; nothing where that is not in the file, or
+    /// `read` has something to say. `may_map`: whether one more file may be mapped.
+    pub(crate) fn lend(
+        &self,
+        (store, cache, seed): (&dyn Store, &PageCache, u64),
+        (slot, block_index): (u32, u64),
+        (place, length_bytes): (usize, usize),
+        may_map: impl FnOnce() -> bool,
+    ) -> Option<Lent> {
+        let end = self.end_of(slot, length_bytes).ok()?;
+        if end > self.written.load(Ordering::Acquire) {
+            return None;
+        }
+        let mapped_bytes = u64::from(self.slots_count) * BLOCK_BYTES_U64;
+        let view = self.lending.view(may_map, || self.file(store).ok()?.map(mapped_bytes))?;
+        let at_bytes = slot as usize * BLOCK_BYTES;
+        let bytes = view.bytes(at_bytes, length_bytes);
         let mut stored = Stored::new(self, store, cache);
-        for (index, block) in buffer.chunks_exact(BLOCK_BYTES).enumerate() {
-            let slot = slot + u32::try_from(index).expect("bounded above");
+        let verified = self.verify(&mut stored, seed, slot, block_index, bytes);
+        if view.has_failed() {
+            self.lending.stop();
+            return None;
+        }
+        verified.ok()?;
+        Some(view.lend(at_bytes, length_bytes, place))
+    }
+
+    /// The slot behind so many bytes of blocks.
+    fn end_of(&self, slot: u32, length_bytes: usize) -> Result<u32> {
+        let lost = |reason| LogError::Lost { locator: self.id.slot(slot), reason };
+        let count =
+            u32::try_from(length_bytes / BLOCK_BYTES).expect("a read is smaller than a segment");
+        let end = slot.checked_add(count).filter(|end| *end <= self.slots_count);
+        let end = end.ok_or_else(|| lost("the slot is beyond the segment's end".into()))?;
+        let used = self.used.load(Ordering::Acquire);
+        if used != 0 && end > used {
+            return Err(lost(format!("the segment has only {used} slots")));
+        }
+        Ok(end)
+    }
+
+    fn verify(
+        &self,
+        stored: &mut Stored<'_>,
+        seed: u64,
+        slot: u32,
+        block_index: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        for (index, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+            let slot = slot + u32::try_from(index).expect("bounded before");
             let stored = stored.checksum(slot)?;
-            let locator = locator.offset(index as u64);
+            let locator = self.id.slot(slot);
             let computed =
                 checksum::fold(checksum::crc(block), seed, locator, block_index + index as u64);
             if computed != stored {
-                let offset_bytes = u64::from(locator.slot()) * BLOCK_BYTES_U64;
-                return Err(LogError::Checksum {
-                    locator,
-                    offset_bytes,
-                    file: self.path.clone(),
-                    stored,
-                    computed,
-                });
+                let offset_bytes = u64::from(slot) * BLOCK_BYTES_U64;
+                let file = self.path.clone();
+                return Err(LogError::Checksum { locator, offset_bytes, file, stored, computed });
             }
         }
         Ok(())

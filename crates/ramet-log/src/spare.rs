@@ -11,6 +11,7 @@ use crate::checksum::page_crc;
 use crate::error::Result;
 use crate::format::footer::Trailer;
 use crate::format::segment::SegmentHeader;
+use crate::lending::{Pin, is_last};
 use crate::log::{Log, random_u64};
 use crate::segment::{segment_of_name, segment_path};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
@@ -36,10 +37,23 @@ pub(crate) struct Spare {
     pub(crate) path: String,
     /// The segment that it was, and its nonce: what its old bytes were checksummed with.
     pub(crate) before: (SegmentId, u64),
-    /// What reads of that segment went through: nobody else has it when they are over.
-    readers: Option<Arc<dyn File>>,
+    readers: Readers,
     /// Slots whose bytes it has.
     pub(crate) slots: u32,
+}
+
+/// What reads of a segment go through: nobody else has it when they are over.
+#[derive(Default)]
+pub(crate) struct Readers {
+    pub(crate) file: Option<Arc<dyn File>>,
+    pub(crate) lent: Option<Pin>,
+}
+
+impl Readers {
+    fn are_gone(&self) -> bool {
+        self.file.as_ref().is_none_or(|it| Arc::strong_count(it) == 1)
+            && self.lent.as_ref().is_none_or(is_last)
+    }
 }
 
 /// What is spare. Its lock is held while files are added or taken.
@@ -77,9 +91,7 @@ impl Spares {
     /// A file that nobody reads any more.
     pub(crate) fn take(&self) -> Option<Spare> {
         let mut kept = self.kept.lock();
-        let is_free =
-            |spare: &Spare| spare.readers.as_ref().is_none_or(|it| Arc::strong_count(it) == 1);
-        let index = kept.iter().position(is_free)?;
+        let index = kept.iter().position(|spare| spare.readers.are_gone())?;
         Some(kept.remove(index))
     }
 }
@@ -156,17 +168,12 @@ impl Log {
         self.store().rename(&path, &spare)?;
         // Durable before it is written over: the name must not come back with other bytes.
         self.store().sync_directory("spare")?;
-        self.add_spare(id, header.nonce, None, slots);
+        let readers = Readers { file: None, lent: self.lent.lock().remove(&id) };
+        self.add_spare(id, header.nonce, readers, slots);
         Ok(true)
     }
 
-    pub(crate) fn add_spare(
-        &self,
-        id: SegmentId,
-        nonce: u64,
-        readers: Option<Arc<dyn File>>,
-        slots: u32,
-    ) {
+    pub(crate) fn add_spare(&self, id: SegmentId, nonce: u64, readers: Readers, slots: u32) {
         let (path, before) = (spare_path(id), (id, nonce));
         self.spares.kept.lock().push(Spare { path, before, readers, slots });
     }
@@ -237,4 +244,4 @@ pub(crate) fn remove_left(store: &dyn Store, seed: u64, log: [u8; 16]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

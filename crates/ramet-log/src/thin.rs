@@ -11,7 +11,7 @@ use crate::format::footer::{CHECKSUMS_PER_PAGE, JournalBatch, Trailer};
 use crate::format::segment::SegmentHeader;
 use crate::log::Log;
 use crate::segment::{Segment, segment_path};
-use crate::spare::{spare_path, whole_file};
+use crate::spare::{Readers, spare_path, whole_file};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
 use ramet_store::{File, Store, StoreError};
 
@@ -41,6 +41,7 @@ impl Log {
         let mut segments = self.segments.write();
         for segment in ids.iter().filter_map(|id| segments.remove(id)) {
             segment.close_file();
+            self.lent.lock().insert(segment.id, segment.lending.stop());
         }
     }
 
@@ -58,6 +59,7 @@ impl Log {
             let path = segment_path(*id);
             bytes += self.store().open(&path, false)?.allocated_bytes()?;
             self.store().remove(&path)?;
+            self.lent.lock().remove(id);
         }
         Ok(bytes)
     }
@@ -83,6 +85,8 @@ impl Log {
         if let Some((_, Some(journal))) = &footer {
             add_what_holds_no_block(&mut gone, journal, entry.used);
         }
+        // What is lent must not become zeros before it is sent.
+        let Some(_pause) = segment.lending.pause() else { return Ok(Some(0)) };
         let mut punched = segment.punched.lock();
         let before = punched.as_deref().unwrap_or_default();
         let todo: SlotSet =
@@ -152,8 +156,13 @@ impl Log {
             }
         }
         drop(file);
+        let Some(pause) = segment.lending.pause() else {
+            self.store().remove(&path)?;
+            return Ok(false);
+        };
         let exchanged =
             segment.exchange_file(|| Ok(self.store().exchange(&path, &segment.path)?))?;
+        drop(pause);
         let Some(readers) = exchanged else {
             self.store().remove(&path)?;
             return Ok(false);
@@ -162,7 +171,7 @@ impl Log {
         self.store().sync_directory("segments")?;
         segment.set_given_back(entry.used.saturating_sub(1 + entry.living(count(dead))));
         *segment.punched.lock() = Some(gone);
-        self.add_spare(id, header.nonce, readers, slots);
+        self.add_spare(id, header.nonce, Readers { file: readers, lent: None }, slots);
         Ok(true)
     }
 

@@ -5,10 +5,12 @@
 
 use crate::buffer::Buffer;
 use crate::large::LargeShare;
-use crate::transport::{NoTransport, Received, Transport};
-use std::io;
+use crate::transport::{NoTransport, PARTS_WAIT, Received, Transport};
+use ramet_engine::Lent;
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Either buffer at the start and after silence.
 const SILENT_BYTES: usize = 1 << 10;
@@ -29,6 +31,8 @@ const GROWTH: usize = 4;
 const READS_MAX: usize = 8;
 /// Replies of any kind in one send.
 const REPLIES_MAX: usize = 16;
+/// Parts in one send, half of them lent.
+const PARTS_MAX: usize = 64;
 /// Messages up to this never have to wait for memory.
 pub(crate) const SMALL_BYTES_MAX: usize = 128 << 10;
 
@@ -46,6 +50,8 @@ pub(crate) struct Channel {
     filled_last: bool,
     replies: Buffer,
     replies_end: usize,
+    /// What is to be sent instead of the bytes at its place in `replies`, in order.
+    lent: Vec<Lent>,
     replies_count: usize,
     reads_count: usize,
 }
@@ -61,6 +67,7 @@ impl Channel {
             filled_last: false,
             replies: Buffer::empty(),
             replies_end: 0,
+            lent: Vec::new(),
             replies_count: 0,
             reads_count: 0,
         }
@@ -142,6 +149,7 @@ impl Channel {
 
     /// Send what there is room for; false where something is left, for `send`.
     pub(crate) fn send_now(&mut self) -> Result<bool, Ended> {
+        self.copy_lent(0)?;
         let mut sent_bytes = 0;
         let mut sent = Ok(0);
         while sent_bytes < self.replies_end {
@@ -200,15 +208,40 @@ impl Channel {
     pub(crate) fn push_with(
         &mut self,
         room_bytes: usize,
-        is_read: bool,
         fill: impl FnOnce(&mut [u8]) -> usize,
     ) -> Result<(), Ended> {
-        let filled_bytes = fill(self.reply_room(room_bytes)?);
+        self.push_lent(room_bytes, |room, _| fill(room))
+    }
+
+    /// As `push_with`, for a read, which may leave out what it lends.
+    pub(crate) fn push_read(
+        &mut self,
+        room_bytes: usize,
+        fill: impl FnOnce(&mut [u8], &mut Vec<Lent>) -> usize,
+    ) -> Result<(), Ended> {
+        self.reads_count += 1;
+        self.push_lent(room_bytes, fill)
+    }
+
+    fn push_lent(
+        &mut self,
+        room_bytes: usize,
+        fill: impl FnOnce(&mut [u8], &mut Vec<Lent>) -> usize,
+    ) -> Result<(), Ended> {
+        self.reply_room(room_bytes)?;
+        let (start, before) = (self.replies_end, self.lent.len());
+        let room = &mut self.replies[start..start + room_bytes];
+        let filled_bytes = fill(room, &mut self.lent);
         assert!(filled_bytes <= room_bytes, "a reply is longer than its room");
+        self.lent[before..].iter_mut().for_each(|lent| lent.place += start);
         self.replies_end += filled_bytes;
         self.replies_count += 1;
-        self.reads_count += usize::from(is_read);
         self.send_if_due()
+    }
+
+    /// Whether what is lent would be sent without a copy.
+    pub(crate) fn takes_lent(&self) -> bool {
+        self.transport.takes_parts()
     }
 
     /// Send what is queued.
@@ -217,8 +250,9 @@ impl Channel {
             let end = std::mem::take(&mut self.replies_end);
             self.replies_count = 0;
             self.reads_count = 0;
+            let start = if self.lent.is_empty() { 0 } else { self.send_lent(end)? };
             let step = if self.large.is_held() { SEND_STEP_BYTES } else { end };
-            for piece in self.replies[..end].chunks(step) {
+            for piece in self.replies[start..end].chunks(step) {
                 self.large.begin_waiting();
                 self.transport.send_all(piece).map_err(|_| Ended)?;
                 self.large.end_waiting();
@@ -227,6 +261,53 @@ impl Channel {
         if self.replies.len() > KEPT_BYTES_MAX {
             self.replies = Buffer::zeroed(REPLY_BYTES);
             self.hold_large(self.received.len(), self.replies.len())?;
+        }
+        Ok(())
+    }
+
+    /// Send replies up to the last byte that is lent, or copy what the client does not take in
+    /// time. Result: how many bytes of replies were sent.
+    fn send_lent(&mut self, end: usize) -> Result<usize, Ended> {
+        let (mut sent_bytes, mut first, begun) = (0_usize, 0, Instant::now());
+        while first < self.lent.len() {
+            let mut parts = [IoSlice::new(&[]); PARTS_MAX];
+            let (mut count, mut at) = (0, sent_bytes);
+            for lent in self.lent[first..].iter().take(PARTS_MAX / 2) {
+                let bytes = lent.bytes();
+                let skip = at.saturating_sub(lent.place);
+                if at < lent.place {
+                    parts[count] = IoSlice::new(&self.replies[at..lent.place]);
+                    count += 1;
+                }
+                parts[count] = IoSlice::new(&bytes[skip..]);
+                count += 1;
+                at = lent.place + bytes.len();
+            }
+            self.large.begin_waiting();
+            let sent = self.transport.send_parts(&parts[..count]).map_err(|_| Ended)?;
+            self.large.end_waiting();
+            sent_bytes += sent.unwrap_or(0);
+            let is_sent = |lent: &&Lent| lent.place + lent.bytes().len() <= sent_bytes;
+            first += self.lent[first..].iter().take_while(is_sent).count();
+            if sent.is_none() || sent_bytes < at && begun.elapsed() >= PARTS_WAIT {
+                self.copy_lent(first)?;
+                break;
+            }
+        }
+        self.lent.clear();
+        assert!(sent_bytes <= end, "sent what is not a reply");
+        Ok(sent_bytes)
+    }
+
+    /// Put what is lent to its place, from the `first` on, and give all of it back.
+    fn copy_lent(&mut self, first: usize) -> Result<(), Ended> {
+        for lent in self.lent.drain(..).skip(first) {
+            let bytes = lent.bytes();
+            self.replies[lent.place..lent.place + bytes.len()].copy_from_slice(bytes);
+            if lent.has_failed() {
+                // Its header says that all went well.
+                return Err(Ended);
+            }
         }
         Ok(())
     }

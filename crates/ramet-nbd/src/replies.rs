@@ -9,7 +9,7 @@ use crate::channel::{Channel, Ended};
 use crate::codec::{ChunkStyle, Chunks, ReplyStyle, Request, SIMPLE_REPLY_BYTES, SimpleReply};
 use crate::contexts::Context;
 use crate::errno::{Errno, errno_of};
-use ramet_engine::{BlockDevice, EngineError, Kind};
+use ramet_engine::{BlockDevice, EngineError, Kind, Lent};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ impl Replier {
             }
             (ReplyStyle::Chunks(style), done) => {
                 let chunks = chunks(style, request);
-                channel.push_with(chunks.error_room(), false, |room| match done {
+                channel.push_with(chunks.error_room(), |room| match done {
                     Ok(()) => chunks.none(room),
                     Err((errno, text)) => chunks.error(room, errno.value(), text, None),
                 })
@@ -58,23 +58,25 @@ impl Replier {
         }
     }
 
-    /// Read and answer with the bytes, in one chunk where `whole`. Result: how long the device
-    /// took.
+    /// Read and answer with the bytes, in one chunk where `whole`; `lends`: blocks need not be
+    /// copied. Result: how long the device took.
     pub(crate) fn read(
         &mut self,
         channel: &mut Channel,
         request: &Request,
         device: &dyn BlockDevice,
-        whole: bool,
+        (whole, lends): (bool, bool),
         closing: impl Fn() -> bool,
     ) -> Result<Duration, Ended> {
+        let read = if lends { lend } else { copy };
         match self.style {
-            ReplyStyle::Simple => read_simple(channel, request, device, closing),
+            ReplyStyle::Simple => read_simple(channel, request, device, read, closing),
             ReplyStyle::Chunks(_) if request.length_bytes == 0 => {
                 self.answer(channel, request, Ok(())).map(|()| Duration::ZERO)
             }
             ReplyStyle::Chunks(style) => {
-                self.read_chunks(channel, &chunks(style, request), request, device, whole, closing)
+                let chunks = chunks(style, request);
+                self.read_chunks(channel, &chunks, request, (device, read), whole, closing)
             }
         }
     }
@@ -84,7 +86,7 @@ impl Replier {
         channel: &mut Channel,
         chunks: &Chunks,
         request: &Request,
-        device: &dyn BlockDevice,
+        (device, read): (&dyn BlockDevice, Read),
         whole: bool,
         closing: impl Fn() -> bool,
     ) -> Result<Duration, Ended> {
@@ -101,7 +103,7 @@ impl Replier {
         let room_bytes = data_bytes + each * self.extents.len() + chunks.error_room();
         let plan = &self.extents;
         let mut took = begun.elapsed();
-        channel.push_with(room_bytes, true, |room| {
+        channel.push_read(room_bytes, |room, lent| {
             // Whatever waited for room to be sent is no part of it.
             let begun = Instant::now();
             let (mut written, mut at) = (0, request.offset_bytes);
@@ -109,8 +111,12 @@ impl Replier {
                 let done = index + 1 == plan.len();
                 let room = &mut room[written..];
                 if *mapped {
-                    match put_data(room, chunks, device, (at, *length_bytes), done) {
-                        Ok(bytes) => written += bytes,
+                    let before = lent.len();
+                    match put_data(room, chunks, (device, read), (at, *length_bytes), done, lent) {
+                        Ok(bytes) => {
+                            lent[before..].iter_mut().for_each(|lent| lent.place += written);
+                            written += bytes;
+                        }
                         Err((good_bytes, error, failed_at)) => {
                             let errno = errno_of(error.kind, closing()).value();
                             let rest = &mut room[good_bytes..];
@@ -178,7 +184,7 @@ impl Replier {
         let mut failed = None;
         let count = usize::try_from(wanted.count_ones()).map_err(|_| Ended)?;
         let room_bytes = count * chunks.status_room(extents_max);
-        channel.push_with(room_bytes, false, |room| {
+        channel.push_with(room_bytes, |room| {
             let (mut written, mut left) = (0, count);
             for (id, context) in (0..).zip(contexts).filter(|(id, _)| wanted & (1 << id) != 0) {
                 let Request { offset_bytes, length_bytes, .. } = *request;
@@ -210,21 +216,48 @@ fn chunks(style: ChunkStyle, request: &Request) -> Chunks {
     Chunks { style, cookie: request.cookie, offset_bytes: request.offset_bytes }
 }
 
+/// How the blocks of a reply are read.
+type Read = fn(&dyn BlockDevice, u64, &mut [u8], &mut Vec<Lent>) -> Result<(), EngineError>;
+
+fn lend(
+    device: &dyn BlockDevice,
+    at: u64,
+    bytes: &mut [u8],
+    lent: &mut Vec<Lent>,
+) -> Result<(), EngineError> {
+    device.read_lent(at, bytes, lent)
+}
+
+fn copy(
+    device: &dyn BlockDevice,
+    at: u64,
+    bytes: &mut [u8],
+    _lent: &mut Vec<Lent>,
+) -> Result<(), EngineError> {
+    device.read(at, bytes)
+}
+
 fn read_simple(
     channel: &mut Channel,
     request: &Request,
     device: &dyn BlockDevice,
+    read: Read,
     closing: impl Fn() -> bool,
 ) -> Result<Duration, Ended> {
     let length_bytes = usize::try_from(request.length_bytes).map_err(|_| Ended)?;
     let mut took = Duration::ZERO;
-    channel.push_with(SIMPLE_REPLY_BYTES + length_bytes, true, |room| {
+    channel.push_read(SIMPLE_REPLY_BYTES + length_bytes, |room, lent| {
         let begun = Instant::now();
         let (header, payload) = room.split_at_mut(SIMPLE_REPLY_BYTES);
-        let read =
-            if payload.is_empty() { Ok(()) } else { device.read(request.offset_bytes, payload) };
+        let before = lent.len();
+        let done = if payload.is_empty() {
+            Ok(())
+        } else {
+            read(device, request.offset_bytes, payload, lent)
+        };
         took = begun.elapsed();
-        let error = read.err().map_or(0, |error| errno_of(error.kind, closing()).value());
+        lent[before..].iter_mut().for_each(|lent| lent.place += SIMPLE_REPLY_BYTES);
+        let error = done.err().map_or(0, |error| errno_of(error.kind, closing()).value());
         header.copy_from_slice(&SimpleReply { error, cookie: request.cookie }.encode());
         if error == 0 { SIMPLE_REPLY_BYTES + length_bytes } else { SIMPLE_REPLY_BYTES }
     })?;
@@ -236,13 +269,16 @@ fn read_simple(
 fn put_data(
     room: &mut [u8],
     chunks: &Chunks,
-    device: &dyn BlockDevice,
+    (device, read): (&dyn BlockDevice, Read),
     (at, length_bytes): (u64, u64),
     done: bool,
+    lent: &mut Vec<Lent>,
 ) -> Result<usize, (usize, EngineError, Option<u64>)> {
     let length = usize::try_from(length_bytes).expect("bounded by the payload");
     let prefix = chunks.data_room();
-    let Err(error) = device.read(at, &mut room[prefix..prefix + length]) else {
+    let before = lent.len();
+    let Err(error) = read(device, at, &mut room[prefix..prefix + length], lent) else {
+        lent[before..].iter_mut().for_each(|lent| lent.place += prefix);
         let header = chunks.data(room, at, length, done);
         return Ok(header + length);
     };

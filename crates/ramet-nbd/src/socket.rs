@@ -2,11 +2,11 @@
 //!
 //! Invariant: a peer counts as gone only where it will see no answer; see [`Kind`] for TCP.
 
-use crate::transport::{Accepted, Hangup, Received, Transport};
+use crate::transport::{Accepted, Hangup, PARTS_WAIT, Received, Transport};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
-use std::io;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +47,7 @@ pub(crate) fn accepted(socket: OwnedFd, kind: Kind) -> io::Result<Accepted> {
 
 fn prepare(socket: &OwnedFd, kind: Kind) -> rustix::io::Result<()> {
     sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(SILENCE))?;
+    sockopt::set_socket_timeout(socket, sockopt::Timeout::Send, Some(PARTS_WAIT))?;
     if kind == Kind::Tcp {
         sockopt::set_tcp_nodelay(socket, true)?;
         sockopt::set_socket_keepalive(socket, true)?;
@@ -106,11 +107,24 @@ impl Transport for SocketTransport {
         while !rest.is_empty() {
             match rustix::net::send(&*self.socket, rest, SendFlags::NOSIGNAL) {
                 Ok(length_bytes) => rest = &rest[length_bytes..],
-                Err(Errno::INTR) => {}
+                // The peer may take its time.
+                Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
         Ok(())
+    }
+
+    fn takes_parts(&self) -> bool {
+        true
+    }
+
+    fn send_parts(&mut self, parts: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        let mut nothing = SendAncillaryBuffer::default();
+        match rustix::net::sendmsg(&*self.socket, parts, &mut nothing, SendFlags::NOSIGNAL) {
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            other => Ok(Some(other?)),
+        }
     }
 
     fn socket(&self) -> Option<Arc<OwnedFd>> {

@@ -254,7 +254,10 @@ impl Transmission {
         let registry = self.membership.registry();
         let closing = || registry.is_closing();
         let device = self.negotiated.attachment.device();
-        let took = self.replier.read(&mut self.channel, request, device, whole, closing)?;
+        // Where a medium is waited for, it is asked for many reads at once, which are then copied.
+        let lends = !self.ahead.is_wanted() && self.channel.takes_lent();
+        let how = (whole, lends);
+        let took = self.replier.read(&mut self.channel, request, device, how, closing)?;
         if self.ahead.note(took, request.length_bytes) {
             self.tell_ahead();
         }

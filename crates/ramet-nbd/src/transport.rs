@@ -2,10 +2,14 @@
 //!
 //! Owns the traits only; nothing above this file knows what kind it is.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long what is lent may wait for a peer.
+pub(crate) const PARTS_WAIT: Duration = Duration::from_millis(100);
 
 /// What a receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,16 @@ pub(crate) trait Transport: Send {
 
     /// Send all of `bytes`. Blocks.
     fn send_all(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Whether `send_parts` works.
+    fn takes_parts(&self) -> bool {
+        false
+    }
+
+    /// Send some of `parts`, at least a byte; nothing where the peer took none for [`PARTS_WAIT`].
+    fn send_parts(&mut self, _parts: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// The socket, where the two calls below are of use: to wait for several of them at once.
     fn socket(&self) -> Option<Arc<OwnedFd>> {

@@ -4,11 +4,11 @@
 //! medium.
 
 use crate::memory::whole_pages;
-use crate::{File, Lock, LockMode, Moment, Result, Store, StoreError};
+use crate::{File, Lock, LockMode, Mapping, Moment, Result, Store, StoreError};
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -118,6 +118,10 @@ impl File for OpenFile {
             }
         }
         Ok(())
+    }
+
+    fn map(&self, length_bytes: u64) -> Option<Mapping> {
+        Mapping::new(self.fd.as_fd(), length_bytes)
     }
 
     fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<()> {

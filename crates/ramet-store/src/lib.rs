@@ -11,6 +11,7 @@ mod error;
 mod fault;
 mod file;
 mod limit;
+mod mapping;
 mod memory;
 mod moment;
 
@@ -18,6 +19,7 @@ pub use error::StoreError;
 pub use fault::{Fault, FaultStore, Kept, Operation, When};
 pub use file::FileStore;
 pub use limit::LimitStore;
+pub use mapping::Mapping;
 pub use memory::MemoryStore;
 pub use moment::Moment;
 
@@ -45,6 +47,12 @@ pub trait File: Send + Sync {
     /// # Errors
     /// `ShortRead` where the file ends first; `Io` where the medium fails.
     fn read_at(&self, buffer: &mut [u8], offset_bytes: u64) -> Result<()>;
+
+    /// The first bytes of the file as memory, those that are there yet and those that will be;
+    /// `None` where the medium has no such thing.
+    fn map(&self, _length_bytes: u64) -> Option<Mapping> {
+        None
+    }
 
     /// Write all of `bytes` at `offset_bytes`, growing the file where needed.
     ///

@@ -4,7 +4,7 @@
 //! nothing but growing a file is ever refused; what is removed or punched counts no more at once.
 //! See docs/internals/reclaim.md, "A limit".
 
-use crate::{File, Lock, LockMode, Moment, Result, Store, StoreError};
+use crate::{File, Lock, LockMode, Mapping, Moment, Result, Store, StoreError};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -233,6 +233,10 @@ impl File for LimitFile {
 
     fn sync(&self) -> Result<()> {
         self.inner.sync()
+    }
+
+    fn map(&self, length_bytes: u64) -> Option<Mapping> {
+        self.inner.map(length_bytes)
     }
 
     fn will_be_read(&self) {

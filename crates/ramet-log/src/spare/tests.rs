@@ -141,12 +141,12 @@ impl Store for Hooked {
     }
 }
 
-fn block(index: u64) -> Vec<u8> {
+pub(crate) fn block(index: u64) -> Vec<u8> {
     index.to_le_bytes().repeat(BLOCK_BYTES / 8)
 }
 
 /// Append blocks, and give the place of the first.
-fn append(log: &Log, indexes: std::ops::Range<u64>) -> Locator {
+pub(crate) fn append(log: &Log, indexes: std::ops::Range<u64>) -> Locator {
     let mut first = None;
     for index in indexes {
         let (bytes, mut crcs) = (block(index), Vec::new());
@@ -165,28 +165,39 @@ fn append(log: &Log, indexes: std::ops::Range<u64>) -> Locator {
 fn nearly_dead() -> (Arc<Log>, Arc<Mutex<Option<Hook>>>, Locator) {
     let hook = Arc::default();
     let store = Arc::new(Hooked { inner: MemoryStore::new(), hook: Arc::clone(&hook) });
+    let (log, living) = nearly_dead_in(store);
+    (log, hook, living)
+}
+
+/// As `nearly_dead`, in a store that is empty.
+pub(crate) fn nearly_dead_in(store: Arc<dyn Store>) -> (Arc<Log>, Locator) {
     Log::create(&*store, SEGMENT_BYTES_MIN, 512, 0).expect("created");
     let log = Arc::new(Log::open(store, false, &mut |_| Ok(())).expect("opened"));
     let living = append(&log, 0..300);
     log.set_thinned(std::iter::once(living.segment()));
     log.spares.note_pace(Instant::now(), 1, Duration::ZERO);
-    (log, hook, living)
+    (log, living)
+}
+
+/// All slots but the header's and that of the one living block.
+pub(crate) fn dead_but(living: Locator) -> SlotSet {
+    let mut dead: SlotSet = vec![u64::MAX; 4];
+    dead[0] &= !(1 << living.slot() | 1);
+    dead
 }
 
 fn renew(log: &Log, living: Locator) {
-    let mut dead: SlotSet = vec![u64::MAX; 4];
-    // Nor is the header dead.
-    dead[0] &= !(1 << living.slot() | 1);
+    let dead = dead_but(living);
     assert!(log.renew(living.segment(), &dead).expect("no fault"), "it is whole");
 }
 
-fn read(log: &Log, living: Locator) -> Vec<u8> {
+pub(crate) fn read(log: &Log, living: Locator) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK_BYTES];
     log.read(living, 0, &mut bytes).expect("it lives");
     bytes
 }
 
-fn reused(log: &Log) -> u64 {
+pub(crate) fn reused(log: &Log) -> u64 {
     log.counters.reused.load(Ordering::Relaxed)
 }
 
