@@ -5,6 +5,7 @@
 
 use crate::buffer::Buffer;
 use crate::large::LargeShare;
+use crate::spin::{LOOK, Looking, Spin};
 use crate::transport::{NoTransport, PARTS_WAIT, Received, Transport};
 use ramet_engine::Lent;
 use std::io::{self, IoSlice};
@@ -54,6 +55,7 @@ pub(crate) struct Channel {
     lent: Vec<Lent>,
     replies_count: usize,
     reads_count: usize,
+    spin: Spin,
 }
 
 impl Channel {
@@ -70,6 +72,7 @@ impl Channel {
             lent: Vec::new(),
             replies_count: 0,
             reads_count: 0,
+            spin: Spin::default(),
         }
     }
 
@@ -104,11 +107,22 @@ impl Channel {
 
     /// Send all replies, then receive at least a byte more; room for `needed_bytes` is made.
     pub(crate) fn receive_more(&mut self, needed_bytes: usize) -> Result<(), Ended> {
+        if self.replies_count > 1 {
+            self.spin.break_off();
+        }
         self.send()?;
+        let is_next = self.pending().is_empty();
+        if is_next && self.look(needed_bytes)? {
+            return Ok(());
+        }
         loop {
             self.make_room(needed_bytes)?;
             self.large.begin_waiting();
+            let begun = Instant::now();
             let received = self.transport.receive(&mut self.received[self.end..]);
+            if is_next {
+                self.spin.waited(begun.elapsed());
+            }
             self.large.end_waiting();
             match received {
                 Ok(Received::Bytes(length_bytes)) => {
@@ -119,6 +133,24 @@ impl Channel {
                 Ok(Received::Silence) => self.give_back_memory()?,
                 Ok(Received::End) | Err(_) => return Err(Ended),
             }
+        }
+    }
+
+    /// Look for a request for a moment. Result: whether some of it is there.
+    fn look(&mut self, needed_bytes: usize) -> Result<bool, Ended> {
+        if !self.spin.is_worth_it() || self.transport.socket().is_none() {
+            return Ok(false);
+        }
+        let Some(_looking) = Looking::begin() else { return Ok(false) };
+        let begun = Instant::now();
+        loop {
+            let found = self.receive_now(needed_bytes)?;
+            if found || begun.elapsed() >= LOOK {
+                self.spin.looked(found);
+                return Ok(found);
+            }
+            // The client may need this very processor.
+            std::thread::yield_now();
         }
     }
 

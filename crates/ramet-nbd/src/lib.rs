@@ -34,6 +34,7 @@ mod replies;
 mod server;
 mod session;
 mod socket;
+mod spin;
 mod tcp;
 mod tls;
 mod transmission;
