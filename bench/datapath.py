@@ -100,6 +100,7 @@ def run(bench: Bench) -> None:
     directory.mkdir()
     _measure(bench, client, "disk", directory)
     shutil.rmtree(directory)
+    _aging(bench, client, bench.directory)
     _histories(bench, client, memory or bench.directory)
 
 
@@ -117,18 +118,14 @@ def _measure(bench: Bench, client: Path, place: str, directory: Path) -> None:
                 bench.say(f"datapath: {name} is left out: {missing.filename} is not installed")
                 continue
             load(client, servers[name], ("write-through", 8, FILL_BYTES), size // FILL_BYTES)
-        used: dict[str, float] = {}
         for workload in WORKLOADS[place]:
             bench.say(f"datapath in {place}: {workload.name} of {', '.join(servers)}")
             found = _rounds(bench, client, servers, workload, directory)
             _add(bench, f"datapath.{place}.{workload.name}", workload, found)
-            used[workload.name] = statistics.median(it["cpu_us"] for it in found[RAMET])
         if bench.long and place == "disk":
             bench.say(f"datapath in {place}: {LONG.name}, up to {LONG_SECONDS} s for each")
             found = _rounds(bench, client, servers, LONG, directory)
             _add(bench, f"datapath.{place}.{LONG.name}", LONG, found)
-        aged = used[AGED.name] / used[FRESH.name]
-        bench.add(f"datapath.{place}.aged.ratio", "of fresh CPU", [aged], size // MIB)
 
 
 def _rounds(
@@ -155,6 +152,41 @@ def _rounds(
     return found
 
 
+class Pair:
+    """A server of two volumes of `size` bytes, written through once; two of one kind of load."""
+
+    def __init__(self, bench: Bench, client: Path, server: Server) -> None:
+        self.server, self.flat = server, replace(server, export="volume-2")
+        self._client, self._seconds, self._count = client, bench.scale.datapath_seconds, 0
+        size = bench.scale.datapath_bytes
+        for one in (self.server, self.flat):
+            load(client, one, ("write-through", 8, FILL_BYTES), size // FILL_BYTES)
+
+    def ratio(self, arguments: tuple[str, int, int]) -> float:
+        """Load the first volume, and the second. Result: what the first takes of its CPU."""
+        self._count += 1
+        ours_first = self._count % 2 == 0
+        used = {}
+        for one in (self.server, self.flat) if ours_first else (self.flat, self.server):
+            used[one.export] = load(self._client, one, arguments, f"{self._seconds}s")["cpu_us"]
+        return used[self.server.export] / used[self.flat.export]
+
+
+def _aging(bench: Bench, client: Path, place: Path) -> None:
+    """Measure a volume that was overwritten at random once over, beside one that was not."""
+    size = bench.scale.datapath_bytes
+    with (
+        tempfile.TemporaryDirectory(prefix="ramet-bench-", dir=place) as directory,
+        ramet_server(Path(directory), size, 2) as server,
+    ):
+        pair = Pair(bench, client, server)
+        bench.say("datapath: sequential reads of an aged volume, beside a fresh one")
+        load(client, server, ("write", 32, BLOCK_BYTES), size // BLOCK_BYTES)
+        sync_files(Path(directory))
+        ratios = [pair.ratio(AGED.arguments) for _ in range(bench.scale.rounds)]
+    bench.add("datapath.disk.aged.ratio", "of fresh CPU", ratios, size // MIB)
+
+
 def _histories(bench: Bench, client: Path, place: Path) -> None:
     """Measure a volume right after a snapshot, and at depth, beside one that never had any."""
     size, depth = bench.scale.datapath_bytes, max(bench.scale.depths)
@@ -164,19 +196,14 @@ def _histories(bench: Bench, client: Path, place: Path) -> None:
         for kind, arguments in HISTORY.items():
             if state == "after":
                 command(pool, "snapshot", "create", "volume-1", "--name", "history")
-            limit = f"{bench.scale.datapath_seconds}s"
-            ours = load(client, server, arguments, limit)
-            flat = load(client, replace(server, export="volume-2"), arguments, limit)
-            found[f"{kind}.{state}"].append(ours["cpu_us"] / flat["cpu_us"])
+            found[f"{kind}.{state}"].append(pair.ratio(arguments))
             if state == "after":
                 command(pool, "delete", "history")
 
     with tempfile.TemporaryDirectory(prefix="ramet-bench-", dir=place) as directory:
         pool = Path(directory) / "pool"
         with ramet_server(Path(directory), size, 2) as server:
-            for export in ("volume-1", "volume-2"):
-                fill = ("write-through", 8, FILL_BYTES)
-                load(client, replace(server, export=export), fill, size // FILL_BYTES)
+            pair = Pair(bench, client, server)
             bench.say("datapath: reads and writes right after a snapshot")
             for _ in range(bench.scale.rounds):
                 measure("after")
