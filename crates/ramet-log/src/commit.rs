@@ -137,12 +137,12 @@ impl Log {
     }
 
     fn sync_all(&self) -> Result<()> {
-        let (target, is_short) = {
+        let (target, wants_room) = {
             let mut held = self.gate.lock();
             held.close_batch(self);
-            (held.last_sequence(), held.next_slot_of_short().is_some())
+            (held.last_sequence(), held.wants_room())
         };
-        if is_short {
+        if wants_room {
             self.bell.ring();
         }
         let mut out = self.write_out.lock();

@@ -46,6 +46,12 @@ impl Bell {
         true
     }
 
+    /// Whether somebody rang and was not heard yet.
+    #[cfg(test)]
+    pub(crate) fn is_rung(&self) -> bool {
+        self.is_rung.load(Ordering::Acquire)
+    }
+
     /// Nobody listens any more.
     pub fn leave(&self) {
         self.is_heard.store(false, Ordering::Release);

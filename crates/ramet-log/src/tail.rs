@@ -129,6 +129,13 @@ impl Tail {
         (self.room_in_open() < AHEAD_SLOTS_MIN).then_some(open.next_slot)
     }
 
+    /// Whether there is something to be made ready: little room is left in what is allocated of the
+    /// open segment, and more could be, or no segment waits behind it.
+    pub(crate) fn wants_room(&self) -> bool {
+        let is_short = self.next_slot_of_short().is_some();
+        is_short && (self.prepared.is_empty() || self.growable().is_some())
+    }
+
     fn room_in_open(&self) -> u32 {
         self.open.as_ref().map_or(0, |open| {
             open.segment.allocated.load(Ordering::Acquire).saturating_sub(open.next_slot)

@@ -8,6 +8,7 @@
 
 use crate::channel::Ended;
 use crate::codec::Request;
+use crate::gathering::{Gathering, PAUSE};
 use crate::habit::{Flushes, Habit, UnderWay};
 use crate::transmission::Transmission;
 use crate::turn::Turn;
@@ -245,6 +246,7 @@ struct Host {
     seats: HashMap<u64, Seat>,
     /// Whose flush waits for the one that runs.
     waiting: Vec<Guest>,
+    gathering: Gathering,
     flushing: bool,
 }
 
@@ -267,7 +269,8 @@ impl Host {
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, &shared.wake, data, epoll::EventFlags::IN)?;
         let (seats, waiting) = (HashMap::new(), Vec::new());
-        Ok(Host { shared, flushes, epoll, batches, seats, waiting, flushing: false })
+        let gathering = Gathering::default();
+        Ok(Host { shared, flushes, epoll, batches, seats, waiting, gathering, flushing: false })
     }
 
     fn run(mut self) {
@@ -297,7 +300,9 @@ impl Host {
             if over {
                 return;
             }
-            self.flush_what_waits();
+            if self.gathers() {
+                self.flush_what_waits(events.is_empty());
+            }
         }
     }
 
@@ -305,6 +310,7 @@ impl Host {
     fn wait(&self, events: &mut Vec<epoll::Event>, look_at: Instant) -> bool {
         events.clear();
         let left = look_at.saturating_duration_since(Instant::now());
+        let left = if self.gathers() { left.min(PAUSE) } else { left };
         let timeout = Timespec::try_from(left).ok().filter(|_| !self.seats.is_empty());
         let room = rustix::buffer::spare_capacity(events);
         match epoll::wait(&self.epoll, room, timeout.as_ref()) {
@@ -416,8 +422,13 @@ impl Host {
         }
     }
 
-    fn flush_what_waits(&mut self) {
-        if !self.flushing && !self.waiting.is_empty() {
+    /// Whether somebody waits for a sync, and none is under way.
+    fn gathers(&self) -> bool {
+        !self.flushing && !self.waiting.is_empty()
+    }
+
+    fn flush_what_waits(&mut self, nothing_came: bool) {
+        if self.gathering.is_over(self.waiting.len(), self.seats.len(), nothing_came) {
             // Where the other thread is gone its guests are dropped, and so are these.
             self.flushing = self.batches.send(take(&mut self.waiting)).is_ok();
         }

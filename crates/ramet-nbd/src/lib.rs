@@ -6,8 +6,8 @@
 //! laid over it, `tls` implement; `address` makes listeners of `unix`, `tcp` and `given` sockets;
 //! `allow` is who may open what; `replies` says how requests are answered, `contexts` what the
 //! metadata contexts are; `registry` knows who is connected to what, `habit` and `pairs` how a
-//! connection flushes, `large` bounds the memory of large messages; `codec`, `judgement` and
-//! `certificate` are pure.
+//! connection flushes, `gathering` when a crowd does, `large` bounds the memory of large messages;
+//! `codec`, `judgement` and `certificate` are pure.
 //! Invariants: requests of a connection take effect in order of arrival; a write that was not
 //! received whole is never applied; no byte a client can send panics the server.
 //! Source: the NBD protocol document, `doc/proto.md` of `NetworkBlockDevice/nbd`.
@@ -23,6 +23,7 @@ mod contexts;
 mod crowd;
 mod errno;
 mod error;
+mod gathering;
 mod given;
 mod habit;
 mod judgement;

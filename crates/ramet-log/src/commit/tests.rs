@@ -35,3 +35,26 @@ fn a_flush_fails_with_the_write_that_another_did_for_it() {
     });
     assert_eq!(log.durable(), durable);
 }
+
+/// The story: while the last room of a segment was written to, every flush woke the thread beside
+/// the writers, which had nothing to do.
+#[test]
+fn a_flush_rings_for_room_until_it_is_made_and_not_again() {
+    let store = Arc::new(FaultStore::new(0));
+    Log::create(&*store, SEGMENT_BYTES_MIN, 512, 0).expect("created");
+    let log = Log::open(store, false, &mut |_| Ok(())).expect("opened");
+    let (data, mut crcs) = (vec![7; BLOCK_BYTES], Vec::new());
+    crc_blocks(&data, &mut crcs);
+    let bell = log.bell();
+    let rings = || {
+        // Whoever listens has heard what was rung before.
+        bell.wait(std::time::Duration::ZERO);
+        log.enter_write(1).expect("room").write(ObjectId(1), 0, &data, &crcs, |_, _, _| {});
+        log.flush().expect("durable");
+        bell.is_rung()
+    };
+    assert!(rings(), "no segment is prepared");
+    assert!(rings(), "and none was since");
+    log.make_room_ahead().expect("made");
+    assert!(!rings() && !rings(), "all is allocated, and the next one is prepared");
+}
