@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
 /// Files that are mapped by one log.
-pub(crate) const VIEWS_MAX: usize = 1024;
+pub(crate) const VIEWS_MAX: usize = if cfg!(test) { 16 } else { 1024 };
 /// Who borrows gives back at once, or within tenths of a second; more is not waited for.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 2000 });
 const LOOK: Duration = Duration::from_millis(1);
@@ -54,97 +54,123 @@ enum State {
     /// Nobody asked yet, or not lately.
     Unmapped,
     Mapped(Arc<View>),
-    /// Something happens to the file that a reader must not see.
-    Paused,
+    /// Something happens to the file that a reader must not see; the view that is kept for later.
+    Paused(Option<Arc<View>>),
     /// The medium failed, or has no such thing; or the segment is dead.
     Stopped,
 }
 
+struct Held {
+    state: State,
+    /// Whether it counts among what is mapped; see `Log::note_view`.
+    counted: bool,
+}
+
 /// What a segment lends from.
 pub(crate) struct Lending {
-    state: RwLock<State>,
+    held: RwLock<Held>,
     pin: Pin,
     used: AtomicBool,
 }
 
 impl Default for Lending {
     fn default() -> Self {
-        Lending {
-            state: RwLock::new(State::Unmapped),
-            pin: Pin::default(),
-            used: AtomicBool::new(false),
-        }
+        let held = Held { state: State::Unmapped, counted: false };
+        Lending { held: RwLock::new(held), pin: Pin::default(), used: AtomicBool::new(false) }
     }
 }
 
 impl Lending {
-    /// The view, which `map` makes where there is none and `may_map` allows one more.
+    /// The view, which `map` makes where there is none and `may_count` lets it be one more.
     pub(crate) fn view(
         &self,
-        may_map: impl FnOnce() -> bool,
+        may_count: impl FnOnce() -> bool,
         map: impl FnOnce() -> Option<Mapping>,
     ) -> Option<Arc<View>> {
-        match &*self.state.read() {
+        match &self.held.read().state {
             State::Mapped(view) => {
                 if !self.used.load(Ordering::Relaxed) {
                     self.used.store(true, Ordering::Relaxed);
                 }
                 return Some(view.clone());
             }
-            State::Paused | State::Stopped => return None,
+            State::Paused(_) | State::Stopped => return None,
             State::Unmapped => {}
         }
-        let mut state = self.state.write();
-        match &*state {
+        let held = &mut *self.held.write();
+        match &held.state {
             State::Mapped(view) => return Some(view.clone()),
-            State::Paused | State::Stopped => return None,
+            State::Paused(_) | State::Stopped => return None,
             State::Unmapped => {}
         }
-        if !may_map() {
+        held.counted = held.counted || may_count();
+        if !held.counted {
             return None;
         }
         let Some(mapping) = map() else {
-            *state = State::Stopped;
+            held.state = State::Stopped;
             return None;
         };
         let view = Arc::new(View { mapping, _pin: self.pin.clone() });
-        *state = State::Mapped(view.clone());
+        held.state = State::Mapped(view.clone());
         Some(view)
     }
 
     /// Lend nothing more, ever. Result: what is the only one left once nothing is lent, and nobody
     /// has the segment.
     pub(crate) fn stop(&self) -> Pin {
-        *self.state.write() = State::Stopped;
+        let before = std::mem::replace(&mut self.held.write().state, State::Stopped);
+        // It may take a while to unmap it.
+        drop(before);
         self.pin.clone()
     }
 
-    /// Unmap it where nobody asked since this was last called. Result: whether it is unmapped.
+    /// Unmap it where nobody asked since this was last called. Result: whether it is unmapped, and
+    /// counts no more.
     pub(crate) fn end_if_unused(&self) -> bool {
-        let mut state = self.state.write();
-        if matches!(*state, State::Mapped(_)) && !self.used.swap(false, Ordering::Relaxed) {
-            *state = State::Unmapped;
+        let held = &mut *self.held.write();
+        let unused = !self.used.swap(false, Ordering::Relaxed);
+        if unused && matches!(held.state, State::Mapped(_)) {
+            held.state = State::Unmapped;
         }
-        !matches!(*state, State::Mapped(_))
+        held.counted = matches!(held.state, State::Mapped(_) | State::Paused(Some(_)));
+        !held.counted
     }
 
     /// Lend nothing until the result is dropped, and wait until nothing is lent. Nothing where
-    /// somebody keeps it for too long.
-    pub(crate) fn pause(&self) -> Option<Pause<'_>> {
-        {
-            let mut state = self.state.write();
-            if !matches!(*state, State::Stopped) {
-                *state = State::Paused;
-            }
-        }
+    /// somebody keeps it for too long. `same_file`: what is mapped will be of use afterwards.
+    pub(crate) fn pause(&self, same_file: bool) -> Option<Pause<'_>> {
+        let (kept, dropped) = {
+            let state = &mut self.held.write().state;
+            let view = match std::mem::replace(state, State::Stopped) {
+                State::Stopped => None,
+                State::Mapped(view) | State::Paused(Some(view)) => {
+                    *state = State::Paused(same_file.then(|| view.clone()));
+                    Some(view)
+                }
+                State::Unmapped | State::Paused(None) => {
+                    *state = State::Paused(None);
+                    None
+                }
+            };
+            if same_file { (view, None) } else { (None, view) }
+        };
+        drop(dropped);
         let pause = Pause(self);
         let begun = Instant::now();
-        while !is_last(&self.pin) {
+        // Of one that is kept there is the lending's own, and ours; and its pin.
+        let is_lent = || match &kept {
+            Some(view) => Arc::strong_count(view) > 2 || Arc::strong_count(&self.pin) > 2,
+            None => Arc::strong_count(&self.pin) > 1,
+        };
+        while is_lent() {
             if begun.elapsed() >= PATIENCE {
                 return None;
             }
             std::thread::sleep(LOOK);
         }
+        // The counts are read without an order; whoever gave back did so with one.
+        fence(Ordering::Acquire);
         Some(pause)
     }
 }
@@ -162,10 +188,12 @@ pub(crate) struct Pause<'a>(&'a Lending);
 
 impl Drop for Pause<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.write();
-        if matches!(*state, State::Paused) {
-            *state = State::Unmapped;
-        }
+        let state = &mut self.0.held.write().state;
+        *state = match std::mem::replace(state, State::Stopped) {
+            State::Paused(Some(view)) => State::Mapped(view),
+            State::Paused(None) => State::Unmapped,
+            other => other,
+        };
     }
 }
 

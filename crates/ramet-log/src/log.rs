@@ -80,7 +80,7 @@ pub struct Log {
     /// Segments with an open file, oldest first.
     open_files: Mutex<VecDeque<Weak<Segment>>>,
     /// Segments that are mapped.
-    views: Mutex<VecDeque<Weak<Segment>>>,
+    pub(crate) views: Mutex<VecDeque<Weak<Segment>>>,
     /// Of segments that were forgotten and have a file.
     pub(crate) lent: Mutex<HashMap<SegmentId, Pin>>,
     /// How the log has worked.
@@ -266,7 +266,7 @@ impl Log {
         self.read(locator, block_index, buffer)
     }
 
-    /// A segment is about to be mapped. Result: whether it may be.
+    /// A segment is about to be mapped for the first time, or again. Result: whether it may be.
     fn note_view(&self, segment: &Arc<Segment>) -> bool {
         let mut views = self.views.lock();
         let free = views.len() < VIEWS_MAX;
@@ -278,16 +278,18 @@ impl Log {
 
     /// Where much is mapped, unmap some that nobody read of lately.
     fn end_unused_views(&self) {
-        let mut views = self.views.lock();
-        if views.len() < VIEWS_MAX / 4 * 3 {
-            return;
-        }
-        for _ in 0..VIEWS_MAX / 16 {
-            let Some(oldest) = views.pop_front() else { return };
-            if oldest.upgrade().is_some_and(|segment| !segment.lending.end_if_unused()) {
-                views.push_back(oldest);
-            }
-        }
+        // Taken out first: who maps a segment holds its lock, and waits for this one.
+        let mut some = {
+            let mut views = self.views.lock();
+            let many = views.len() >= VIEWS_MAX / 4 * 3;
+            let count = if many { VIEWS_MAX / 16 } else { 0 };
+            views.drain(..count).collect::<Vec<_>>()
+        };
+        let is_mapped = |it: &Weak<Segment>| {
+            it.upgrade().is_some_and(|segment| !segment.lending.end_if_unused())
+        };
+        some.retain(is_mapped);
+        self.views.lock().extend(some);
     }
 
     /// Have consecutive blocks of a segment fetched by the medium; returns before they are.

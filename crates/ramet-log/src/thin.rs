@@ -86,7 +86,7 @@ impl Log {
             add_what_holds_no_block(&mut gone, journal, entry.used);
         }
         // What is lent must not become zeros before it is sent.
-        let Some(_pause) = segment.lending.pause() else { return Ok(Some(0)) };
+        let Some(_pause) = segment.lending.pause(true) else { return Ok(Some(0)) };
         let mut punched = segment.punched.lock();
         let before = punched.as_deref().unwrap_or_default();
         let todo: SlotSet =
@@ -156,7 +156,7 @@ impl Log {
             }
         }
         drop(file);
-        let Some(pause) = segment.lending.pause() else {
+        let Some(pause) = segment.lending.pause(false) else {
             self.store().remove(&path)?;
             return Ok(false);
         };

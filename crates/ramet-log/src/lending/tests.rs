@@ -102,6 +102,7 @@ fn a_file_that_is_lent_from_is_not_renewed() {
     drop(lent);
     assert!(renew());
     let (lent, _) = lend(&log, living, 0, 1);
+    assert_eq!(log.views.lock().len(), 1, "it counts once");
     append(&log, 300..1200);
     assert_eq!(reused(&log), 1, "nothing is lent from the old file");
     assert_eq!(lent[0].bytes(), block(0));
@@ -149,7 +150,27 @@ fn what_nobody_reads_is_unmapped_and_mapped_again() {
     let (_second, _third) = (lend(&log, first, 0, 1), lend(&log, first, 0, 1));
     assert!(!segment.lending.end_if_unused(), "it was used");
     assert!(segment.lending.end_if_unused(), "and then not");
-    assert!(segment.lending.pause().is_none(), "one is still lent");
+    assert!(segment.lending.pause(true).is_none(), "one is still lent");
     drop((kept, _second, _third));
-    assert!(segment.lending.pause().is_some());
+    assert!(segment.lending.pause(false).is_some());
+}
+
+#[test]
+fn so_many_files_are_mapped_at_once_and_others_copied() {
+    let scratch = Scratch::new();
+    let (log, _) = scratch.log();
+    let first = |number: u64| (1000 * number, append(&log, 1000 * number..1000 * number + 400));
+    let segments: Vec<_> = (1..=VIEWS_MAX as u64 + 2).map(first).collect();
+    let is_lent = |(index, at): &(u64, Locator)| !lend(&log, *at, *index, 1).0.is_empty();
+    let lent = || segments.iter().filter(|it| is_lent(it)).count();
+    assert_eq!(lent(), VIEWS_MAX);
+    assert_eq!(lent(), VIEWS_MAX, "those that are mapped stay so");
+    // All were used; from then on two are not, and one goes with each step.
+    let step = |_| _ = log.step(Instant::now()).expect("no fault");
+    (0..VIEWS_MAX).for_each(step);
+    segments[2..VIEWS_MAX].iter().for_each(|it| assert!(is_lent(it)));
+    (0..VIEWS_MAX).for_each(step);
+    assert_eq!(log.views.lock().len(), VIEWS_MAX - 2);
+    assert!(segments[VIEWS_MAX..].iter().all(is_lent), "there is room for them");
+    assert!(!is_lent(&segments[0]));
 }
