@@ -39,7 +39,8 @@ def _bar(figure: Figure, top: float) -> list[str]:
     parts = [
         _text(LABEL_WIDTH - 8, top + 13, label, "end"),
         _rectangle(start, top + 3, max(1.0, end - start), COLORS[figure.met()]),
-        _text(end + 4, top + 13, f"{value:.3g}"),
+        # Not beside the bar, where the mark of the goal may be.
+        _text(WIDTH - 8, top + 13, f"{value:.3g}", "end"),
     ]
     if goal is not None:
         parts.append(_line(_x(goal.limit), (top + 1, top + ROW_HEIGHT - 1), "black"))
