@@ -71,10 +71,17 @@ WORKLOADS = {
     "disk": (
         FRESH,
         Workload("sequential.write", ("write-through", 8, FILL_BYTES)),
+        # A flush every 8 MiB: without any, a server that overwrites only rewrites dirty cache.
+        Workload(
+            "sequential.write.flush",
+            ("write-through-flush-64", 8, FILL_BYTES),
+            (("iops", FILE_PEER),),
+        ),
         Workload("read.d32", ("read", 32, 4096)),
         Workload("read.cold", ("read", 32, 4096), (("iops", FILE_PEER),), is_cold=True),
         Workload("write.d32", ("write", 32, 4096), (("iops", BEST), ("cpu_us", BEST))),
         Workload("write.flush", ("write-flush", 1, 4096), (("iops", BEST),)),
+        Workload("write.fua", ("write-fua", 1, 4096)),
         Workload("write.flush32", ("write-flush-32", 32, 4096), (("iops", BEST),)),
         AGED,
     ),

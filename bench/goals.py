@@ -138,6 +138,7 @@ GOALS = {
     "datapath.history.read.deep.ratio": Goal("at most 1.03", 1.03, count=MANY),
     "datapath.history.write.deep.ratio": Goal("at most 1.1", 1.1, count=MANY),
     "datapath.disk.sequential.read.iops.ratio": _at_least(1.25),
+    "datapath.disk.sequential.write.flush.iops.ratio": _at_least(1.0),
     "datapath.disk.read.cold.iops.ratio": _at_least(1.0),
     "datapath.disk.aged.ratio": _at_most(1.5),
     "volumes.flush.one.ratio": Goal("at least 10", 10, at_least=True, count=64),

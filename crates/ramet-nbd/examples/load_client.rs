@@ -1,9 +1,10 @@
 //! Keep one NBD connection busy, to measure a server: what `bench/datapath.py` starts.
 //!
 //! `load_client SOCKET EXPORT KIND DEPTH BYTES LIMIT`: KIND is `read` or `write` (random places),
-//! `write-flush` (each followed by a flush), `write-flush-32` (a flush after every 32, which waits
-//! for those before it), `read-through`, `write-through` (in order),
-//! `write-apart`, `write-apart-flush` (in order, each in 64 KiB of its own). LIMIT is seconds such
+//! `write-flush` (each followed by a flush), `write-fua` (each durable when it is answered),
+//! `read-through`, `write-through` (in order), `write-apart`, `write-apart-flush` (in order, each in
+//! 64 KiB of its own); `write-flush-32`, `write-through-flush-64` and so on: a flush after every so
+//! many, which waits for those before it. LIMIT is seconds such
 //! as `1.5s`, or a number of requests. Prints one JSON value.
 //!
 //! Costs about a microsecond for 4 KiB at depth: all requests that may be sent go out in one send,
@@ -30,6 +31,7 @@ struct Job {
     command: u16,
     in_order: bool,
     flushed: bool,
+    fua: bool,
     /// So many writes, then a flush once all are answered.
     flush_every: usize,
     depth: usize,
@@ -42,9 +44,13 @@ struct Job {
 
 impl Job {
     fn parse(kind: &str, depth: &str, bytes: &str, limit: &str) -> Result<Job, Failure> {
+        let (kind, flush_every) = match kind.split_once("-flush-") {
+            Some((kind, count)) => (kind, count.parse()?),
+            None => (kind, usize::MAX),
+        };
         let (command, in_order, flushed) = match kind {
             "read" => (READ, false, false),
-            "write" | "write-flush-32" => (WRITE, false, false),
+            "write" | "write-fua" => (WRITE, false, false),
             "write-flush" => (WRITE, false, true),
             "read-through" => (READ, true, false),
             "write-through" | "write-apart" => (WRITE, true, false),
@@ -55,7 +61,6 @@ impl Job {
         let time_max = seconds.map(Duration::from_secs_f64);
         let count_max = if time_max.is_some() { usize::MAX } else { limit.parse()? };
         let (depth, bytes): (usize, usize) = (depth.parse()?, bytes.parse()?);
-        let flush_every = if kind == "write-flush-32" { 32 } else { usize::MAX };
         let deep = (flushed && depth > 1) || depth > flush_every;
         if depth == 0 || bytes == 0 || bytes % BLOCK_BYTES != 0 || deep {
             return Err("depth 1 to the number of writes for each flush, whole blocks".into());
@@ -66,6 +71,7 @@ impl Job {
             command,
             in_order,
             flushed,
+            fua: kind == "write-fua",
             flush_every,
             depth,
             bytes,
@@ -205,7 +211,8 @@ impl Client {
             let bytes = u32::try_from(self.job.bytes)?;
             let offset_bytes = place % self.places * u64::try_from(self.job.stride_bytes)?;
             self.slots[number] = Slot { sent: now, offset_bytes };
-            let header = request(self.job.command, u64::try_from(number)?, offset_bytes, bytes);
+            let mut header = request(self.job.command, u64::try_from(number)?, offset_bytes, bytes);
+            header[5] = u8::from(self.job.fua);
             self.requests[end..end + REQUEST_BYTES].copy_from_slice(&header);
             end += REQUEST_BYTES;
             let payload = &mut self.requests[end..end + self.job.payload_bytes()];
