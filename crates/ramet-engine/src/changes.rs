@@ -11,8 +11,8 @@ use crate::space::{LetGo, Space};
 use ramet_log::{Locator, ObjectId, Position};
 use std::sync::Arc;
 
-/// Point a volume's map at blocks; what it lets go of is noted. Result: bytes of the map that are
-/// now nowhere else.
+/// Point a volume's map, which was found ready, at blocks; what it lets go of is noted. Result:
+/// bytes of the map that are now nowhere else.
 pub(crate) fn write_map(
     map: &mut Map,
     object: &Object,
@@ -21,19 +21,19 @@ pub(crate) fn write_map(
     first: u64,
     count: u64,
     locator: Locator,
-) -> std::result::Result<u64, Missing> {
+) -> u64 {
     let place = object.place();
     object.head.with_parent(gate, |parent| {
         let mut let_go = LetGo::new(space, place, parent, Position::ZERO);
         // A run's newest block says when the newest change was.
         let newest = locator.offset(count - 1).position();
-        map.write(first, count, locator, newest, &mut |index, count, old| {
+        map.write_ready(first, count, locator, newest, &mut |index, count, old| {
             let_go.run(index, count, old)
         })
     })
 }
 
-/// Make a range of a volume's map holes. Result: as `write_map`.
+/// Make a range of a volume's map holes. Result: as `write_map`, or what is missing.
 pub(crate) fn clear_map(
     object: &Object,
     space: &Space,
@@ -86,7 +86,8 @@ impl Replayer<'_> {
         let gate = InGate::replaying();
         let write = || {
             let map = &mut object.head.map_mut(gate);
-            write_map(map, object, self.space, gate, first, count, locator)
+            map.ready(first, count, false)?;
+            Ok(write_map(map, object, self.space, gate, first, count, locator))
         };
         let bytes = self.nodes.with(write).map_err(&mut *self.note)?;
         self.nodes.dirtied(bytes);

@@ -257,8 +257,7 @@ impl VolumeDevice {
         let mut map = object.head.map_mut(token);
         for (first, count, locator) in placed.iter() {
             let space = &self.engine.space;
-            let dirtied = write_map(&mut map, object, space, token, first, count, locator)
-                .expect("was found ready, and held");
+            let dirtied = write_map(&mut map, object, space, token, first, count, locator);
             self.engine.nodes.dirtied(dirtied);
         }
     }

@@ -54,11 +54,26 @@ impl Map {
         position: Position,
         overwritten: &mut impl FnMut(u64, u64, Locator),
     ) -> Result<u64, Missing> {
+        self.ready(first, count, false)?;
+        Ok(self.write_ready(first, count, locator, position, overwritten))
+    }
+
+    /// As `write`, of a range that was found `ready` since the last node was taken out of memory.
+    ///
+    /// # Panics
+    /// As `write`, and where a node is missing.
+    pub fn write_ready(
+        &mut self,
+        first: u64,
+        count: u64,
+        locator: Locator,
+        position: Position,
+        overwritten: &mut impl FnMut(u64, u64, Locator),
+    ) -> u64 {
         if count == 0 {
-            return Ok(0);
+            return 0;
         }
         let end = end_of(first, count);
-        self.ready(first, count, false)?;
         assert!(locator != Locator::NONE, "a write of nothing");
         assert!(
             locator.segment() == Locator(locator.0 + count - 1).segment(),
@@ -68,7 +83,7 @@ impl Map {
         let root = root.get_or_insert_with(|| Arc::new(Node::empty(height_for(end))));
         let mut put = Put { first, end, locator, position, overwritten, dirtied: 0 };
         put.put(root, 0);
-        Ok(put.dirtied)
+        put.dirtied
     }
 
     /// Whether a write of the range, or its removal where `detaches`, finds every node it needs.
@@ -217,7 +232,7 @@ impl Put<'_> {
         };
         node.mapped = node.mapped + (to - from) - replaced;
         node.newest = node.newest.max(self.position);
-        self.dirtied += node.own_bytes().saturating_sub(bytes_before);
+        self.dirtied += node.own_bytes_mut().saturating_sub(bytes_before);
         replaced
     }
 }
@@ -259,7 +274,7 @@ impl Take<'_> {
         };
         node.mapped -= removed;
         node.newest = node.newest.max(self.position);
-        self.dirtied += node.own_bytes().saturating_sub(bytes_before);
+        self.dirtied += node.own_bytes_mut().saturating_sub(bytes_before);
         removed
     }
 }

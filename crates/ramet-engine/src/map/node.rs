@@ -216,10 +216,10 @@ impl Node {
     /// The body, to change it: a node that is shared, or stored, is replaced by a copy that is
     /// neither. Its body is loaded: that was looked at before the change began.
     pub(super) fn own(node: &mut Arc<Node>) -> (&mut Node, u64) {
-        let before =
-            if node.is_stored() || Arc::strong_count(node) > 1 { 0 } else { node.own_bytes() };
+        let is_own = !node.is_stored() && Arc::strong_count(node) == 1;
         let own = Arc::make_mut(node);
         *own.stored.address.get_mut() = 0;
+        let before = if is_own { own.own_bytes_mut() } else { 0 };
         (own, before)
     }
 
@@ -391,10 +391,12 @@ impl Node {
 
     /// What the node itself takes in memory, its body included, its children not.
     pub(super) fn own_bytes(&self) -> u64 {
-        // A node lies behind two counters.
-        let node_bytes = size_of::<Self>() + 2 * size_of::<usize>() + ALLOCATION_BYTES;
-        let body_bytes = self.body.read().as_ref().map_or(0, Body::heap_bytes);
-        (node_bytes + body_bytes) as u64
+        bytes_with(self.body.read().as_ref())
+    }
+
+    /// The same of a node that is this thread's own: no lock is taken.
+    pub(super) fn own_bytes_mut(&mut self) -> u64 {
+        bytes_with(self.body.get_mut().as_ref())
     }
 
     /// Hold the subtree, as far as it is in memory, against its invariants.
@@ -426,6 +428,13 @@ pub(super) fn finish(seen: Seen) -> Result<(), Missing> {
         ControlFlow::Break(Some(missing)) => Err(missing),
         ControlFlow::Break(None) | ControlFlow::Continue(()) => Ok(()),
     }
+}
+
+/// Bytes in memory of a node with this body.
+fn bytes_with(body: Option<&Body>) -> u64 {
+    // A node lies behind two counters.
+    let node_bytes = size_of::<Node>() + 2 * size_of::<usize>() + ALLOCATION_BYTES;
+    (node_bytes + body.map_or(0, Body::heap_bytes)) as u64
 }
 
 impl Body {
