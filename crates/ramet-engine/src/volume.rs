@@ -167,12 +167,13 @@ impl VolumeDevice {
             self.engine.fill_reserve()?;
         }
         let sequence = CHECKSUMS.with_borrow_mut(|checksums| -> Result<_> {
+            // Outside the gate first, so that few are sent back; before the checksums, so that what
+            // it brings into the processor's caches comes meanwhile.
+            self.engine.nodes.with(|| self.ready(needs.clone(), clear))?;
             checksums.clear();
             for (_, bytes) in runs {
                 crc_blocks(bytes, checksums);
             }
-            // Outside the gate first, so that few are sent back.
-            self.engine.nodes.with(|| self.ready(needs.clone(), clear))?;
             loop {
                 let enter = || {
                     let entered = log.enter_write(blocks_count as u64);

@@ -88,6 +88,14 @@ impl Leaf {
         }
     }
 
+    /// Bring what a change from `slot` on will look at into the processor's cache; a slot beyond
+    /// the leaf is none.
+    pub(super) fn touch(&self, slot: usize) {
+        if let Leaf::Dense(dense) = self {
+            std::hint::black_box(dense.locators.get(slot).copied());
+        }
+    }
+
     /// The runs in `from..to`, clipped to it, in order.
     pub(super) fn runs(&self, from: usize, to: usize) -> Runs<'_> {
         let next = match self {

@@ -335,10 +335,13 @@ impl Node {
             return Ok(());
         }
         let body = self.look()?;
-        if let Body::Inner(inner) = &*body {
-            for index in inner.indexes(self.indexes_mask(base, from, to)) {
-                let child = inner.child(index).expect("its bit is set");
-                child.ready(self.child_base(base, index), from, to, detaches)?;
+        match &*body {
+            Body::Leaf(leaf) => leaf.touch(slots(base, from, to).0),
+            Body::Inner(inner) => {
+                for index in inner.indexes(self.indexes_mask(base, from, to)) {
+                    let child = inner.child(index).expect("its bit is set");
+                    child.ready(self.child_base(base, index), from, to, detaches)?;
+                }
             }
         }
         Ok(())
