@@ -2,10 +2,10 @@
 //!
 //! `load_client SOCKET EXPORT KIND DEPTH BYTES LIMIT`: KIND is `read` or `write` (random places),
 //! `write-flush` (each followed by a flush), `write-fua` (each durable when it is answered),
-//! `read-through`, `write-through` (in order), `write-apart`, `write-apart-flush` (in order, each in
-//! 64 KiB of its own); `write-flush-32`, `write-through-flush-64` and so on: a flush after every so
-//! many, which waits for those before it. LIMIT is seconds such
-//! as `1.5s`, or a number of requests. Prints one JSON value.
+//! `read-through`, `write-through` (in order), `write-apart`, `write-apart-flush` (in order, each
+//! in 64 KiB of its own); `write-flush-32`, `write-through-flush-64` and so on: a flush after every
+//! so many, which waits for those before it. LIMIT is seconds such as `1.5s`, or a number of
+//! requests. Prints one JSON value.
 //!
 //! Costs about a microsecond for 4 KiB at depth: all requests that may be sent go out in one send,
 //! replies come in as many as there are. Every block that it writes begins with its own offset, and
