@@ -104,6 +104,9 @@ pub trait BlockDevice: Send + Sync {
     /// `Unavailable` when the pool is poisoned or closed.
     fn flush_up_to(&self, completed: u64) -> Result<(), EngineError>;
 
+    /// Say that a flush comes soon: a hint, and returns before anything is durable.
+    fn will_flush(&self) {}
+
     /// Whether a flush would find nothing to do: everything completed before this call is durable.
     fn is_durable(&self) -> bool;
 }

@@ -437,6 +437,13 @@ impl BlockDevice for VolumeDevice {
         Ok(self.engine.log.commit(Sequence(completed))?)
     }
 
+    fn will_flush(&self) {
+        if self.engine.check_open().is_ok() {
+            // Where it fails the log is poisoned, and the flush says so.
+            let _ = self.engine.log.begin_commit();
+        }
+    }
+
     fn is_durable(&self) -> bool {
         self.engine.log.durable() >= self.engine.log.appended()
     }

@@ -41,6 +41,8 @@ pub(crate) struct WriteOut {
     /// Bytes written since the last commit.
     uncommitted_bytes: u64,
     small_commits_count: u32,
+    /// A commit comes soon: the medium may begin.
+    is_urgent: bool,
     end: Option<End>,
 }
 
@@ -134,6 +136,20 @@ impl Log {
     /// As `commit`.
     pub fn flush(&self) -> Result<()> {
         self.commit(self.appended())
+    }
+
+    /// Have the medium begin with what was appended, and wait for nothing: a commit comes soon.
+    ///
+    /// # Errors
+    /// `Poisoned` where a write fails.
+    pub fn begin_commit(&self) -> Result<()> {
+        self.gate.lock().close_batch(self);
+        // Whoever writes out now, or commits, does it for this one too.
+        let Some(mut out) = self.write_out.try_lock() else { return Ok(()) };
+        out.is_urgent = true;
+        let written = self.write_jobs(&mut out);
+        out.is_urgent = false;
+        written
     }
 
     fn sync_all(&self) -> Result<()> {
@@ -268,7 +284,7 @@ impl Log {
         if let Err(error) = file.write_at(bytes, offset) {
             return Err(self.poison(&error.to_string()));
         }
-        if length >= WRITEBACK_BYTES {
+        if length >= WRITEBACK_BYTES || out.is_urgent {
             file.start_writeback(offset, length);
         }
         self.staged_bytes.fetch_sub(length, Ordering::Relaxed);

@@ -195,6 +195,8 @@ impl Transmission {
 
     /// Flush what was just written: the client is about to ask for it, and may do so meanwhile.
     fn flush_expected(&mut self) -> Result<(), Ended> {
+        // First, so that the medium works while the write's answer is on its way.
+        self.device().will_flush();
         self.channel.send()?;
         let under_way = self.habit.flush(true);
         // Where it fails, so does the flush that the client asks for: nobody else is told.

@@ -53,7 +53,9 @@ fn the_write_is_answered_before_the_flush_that_is_expected() {
     let served = Served::new();
     let mut client = attach(&served);
     served.volume.flush_gate.close();
+    assert_eq!(served.volume.announced_flushes_count.load(SeqCst), 0);
     assert_eq!(client.write(0, 0, &BLOCK), 0);
+    assert_eq!(served.volume.announced_flushes_count.load(SeqCst), 1, "and announced before that");
     served.volume.flush_gate.wait_for_caller();
     client.send_request(0, FLUSH, 3, (0, 0));
     client.expect_silence();

@@ -68,6 +68,8 @@ pub struct MemoryDevice {
     pub syncs_count: AtomicUsize,
     /// Of the changes, so many are durable.
     pub durable_count: AtomicUsize,
+    /// Flushes that were announced.
+    pub announced_flushes_count: AtomicUsize,
     /// Marks that were asked for.
     pub marks_count: AtomicUsize,
     /// Calls of any kind.
@@ -200,6 +202,10 @@ impl BlockDevice for MemoryDevice {
             self.syncs_count.fetch_add(1, Ordering::SeqCst);
         }
         Ok(())
+    }
+
+    fn will_flush(&self) {
+        self.announced_flushes_count.fetch_add(1, Ordering::SeqCst);
     }
 
     fn is_durable(&self) -> bool {
@@ -428,6 +434,10 @@ impl BlockDevice for AttachedDevice {
 
     fn flush_up_to(&self, completed: u64) -> Result<(), EngineError> {
         self.device.flush_up_to(completed)
+    }
+
+    fn will_flush(&self) {
+        self.device.will_flush();
     }
 
     fn is_durable(&self) -> bool {
