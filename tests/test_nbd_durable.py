@@ -78,3 +78,26 @@ def test_a_flush_of_one_connection_covers_what_another_was_answered(pool_path: P
         served.wait()
     with serving(pool_path) as served, served.connect("db") as client:
         assert client.read(0, 12_288) == bytes(4096) + b"a" * 4096 + bytes(4096)
+
+
+@pytest.mark.slow
+def test_a_flush_that_is_expected_is_done_once_and_not_expected_for_long(pool_path: Path) -> None:
+    """The NBD side is tested with a device that counts; here is what the log makes of it."""
+    pairs_count, few = 200, 10
+    with serving(make_pool(pool_path)) as served, served.verbs() as verbs:
+        verbs.create_volumes(["db"], str(SIZE_BYTES), None)
+
+        def syncs() -> int:
+            return int(verbs.stats()["syncs_count"])
+
+        with served.connect("db") as client:
+            before = syncs()
+            for number in range(pairs_count):
+                client.write(number % 64 * BLOCK_BYTES, b"a" * BLOCK_BYTES)
+                client.flush()
+            flushed = syncs()
+            assert pairs_count <= flushed - before <= pairs_count + few
+            for number in range(pairs_count):
+                client.write(number % 64 * BLOCK_BYTES, b"b" * BLOCK_BYTES)
+            assert client.read(0, SIZE_BYTES) == b"b" * SIZE_BYTES
+            assert syncs() - flushed <= few
