@@ -18,7 +18,7 @@ from pathlib import Path
 
 from command_line import command
 from fleet import BLOCK_BYTES, MIB, Bench
-from machine import drop_caches, file_system, sync_files
+from machine import cached_bytes, drop_caches, file_system, page_out, sync_files
 from peers import (
     FILE_PEER,
     MEMORY_PEER,
@@ -35,6 +35,8 @@ from ramet.demo.probe import Probe
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it
 FILL_BYTES = 128 * 1024
+# Of a volume no more than this part is cached when its reads are to be cold.
+COLD_PART = 16
 BEST = "the fastest peer"
 UNITS = {"iops": "IO/s", "cpu_us": "us/IO", "p50_us": "us", "p99_us": "us"}
 # What is measured in memory: qcow2 images have nothing to show there.
@@ -154,7 +156,9 @@ def _rounds(
             limit = f"{seconds}s"
             sync_files(directory)  # Nobody pays for what another left to be written back.
             if workload.is_cold:
+                page_out(servers[name].process_id, directory / name)
                 drop_caches(directory / name)
+                _check_cold(directory / name, bench.scale.datapath_bytes)
             found[name].append(load(client, servers[name], workload.arguments, limit))
     return found
 
@@ -192,6 +196,12 @@ def _aging(bench: Bench, client: Path, place: Path) -> None:
         sync_files(Path(directory))
         ratios = [pair.ratio(AGED.arguments) for _ in range(bench.scale.rounds)]
     bench.add("datapath.disk.aged.ratio", "of fresh CPU", ratios, size // MIB)
+
+
+def _check_cold(directory: Path, size: int) -> None:
+    cached = cached_bytes(directory)
+    if cached > size / COLD_PART:
+        raise RuntimeError(f"{cached} bytes of '{directory}' are still cached")
 
 
 def _histories(bench: Bench, client: Path, place: Path) -> None:

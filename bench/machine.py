@@ -3,14 +3,17 @@
 Reads /proc and the file system; changes nothing but the page cache and a probe file of its own.
 """
 
+import ctypes
 import os
 import platform
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 MIB = 1024 * 1024
+PROCESS_MADVISE, MADV_PAGEOUT = 440, 21  # Numbers of the system call, the same on all machines.
 PROBE_BYTES = 8 * MIB  # What the log lets stay out of writeback: a commit may have to wait for it.
 
 
@@ -88,6 +91,36 @@ def drop_caches(directory: Path) -> None:
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(handle)
+
+
+def page_out(process_id: int, directory: Path) -> None:
+    """Have the system take the pages of files below `directory` from a process that maps them.
+
+    As long as they are mapped, the page cache does not forget them. Needs the process's owner.
+    """
+    ranges = []
+    for line in Path(f"/proc/{process_id}/maps").read_text().splitlines():
+        place, *_, name = line.split(maxsplit=5)
+        if name.startswith(f"{directory}/"):
+            start, end = (int(it, 16) for it in place.split("-"))
+            ranges.append((start, end - start))
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(process_id)
+    try:
+        for start, length in ranges:
+            vector = (ctypes.c_size_t * 2)(start, length)
+            if libc.syscall(PROCESS_MADVISE, process, vector, 1, MADV_PAGEOUT, 0) < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(process)
+
+
+def cached_bytes(directory: Path) -> int:
+    """Bytes of the files below `directory` that the page cache has."""
+    words = ["fincore", "--bytes", "--noheadings", "--output", "RES"]
+    files = [str(it) for it in directory.rglob("*") if it.is_file() and it.stat().st_size]
+    told = subprocess.run([*words, *files], capture_output=True, text=True, check=True).stdout
+    return sum(map(int, told.split()))
 
 
 def device_commit_ms(directory: Path, length_bytes: int = PROBE_BYTES) -> float:

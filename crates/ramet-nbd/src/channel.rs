@@ -94,6 +94,11 @@ impl Channel {
         Ok(more)
     }
 
+    /// Whether no reply waits to be sent.
+    pub(crate) fn is_all_sent(&self) -> bool {
+        self.replies_end == 0
+    }
+
     /// What was received and not consumed.
     pub(crate) fn pending(&self) -> &[u8] {
         &self.received[self.start..self.end]

@@ -5,7 +5,7 @@
 //! request. `replies` says how they are answered.
 //! Source: NBD protocol, "Transmission", "Request types".
 
-use crate::ahead::{Ahead, REQUESTS_MAX};
+use crate::ahead::{Ahead, REQUESTS_MAX, medium_blocks};
 use crate::channel::{Channel, Ended};
 use crate::codec::values::{CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN, CMD_READ};
 use crate::codec::{EXTENDED_REQUEST_BYTES, REQUEST_BYTES, Request, StatusPayload};
@@ -25,6 +25,8 @@ use std::sync::Arc;
 const SKIP_BYTES_MAX: u64 = 128 << 20;
 /// What one cache request reads; the rest of a longer one is not read.
 const CACHE_BYTES_MAX: u64 = 32 << 20;
+/// What may wait while more is received.
+const RECEIVED_AHEAD_BYTES_MAX: usize = 64 << 10;
 /// Read at once for a cache request, into memory that is then dropped.
 const CACHE_STEP_BYTES: u64 = 256 << 10;
 
@@ -108,6 +110,9 @@ impl Transmission {
             }
             return Ok(());
         };
+        if self.channel.pending().len() as u64 - self.header_bytes as u64 >= request.payload_bytes {
+            self.ahead.begin();
+        }
         if self.agreed.is_extended()
             && request.command == CMD_BLOCK_STATUS
             && request.flags & CMD_FLAG_PAYLOAD_LEN != 0
@@ -128,18 +133,32 @@ impl Transmission {
         self.decode_at(self.channel.pending())
     }
 
-    /// Tell the device of reads that were received and wait for their turn.
-    fn tell_ahead(&self) {
-        let mut rest = self.channel.pending();
-        for _ in 0..REQUESTS_MAX {
-            let Ok(Some(request)) = self.decode_at(rest) else { return };
-            if request.command == CMD_READ {
+    /// Tell the device of reads that were received and wait for their turn, once of each.
+    fn tell_ahead(&mut self) {
+        let (mut rest, mut count) = (self.channel.pending(), 0);
+        while count < REQUESTS_MAX
+            && let Ok(Some(request)) = self.decode_at(rest)
+        {
+            if request.command == CMD_READ && count >= self.ahead.told_count() {
                 self.device().will_read(request.offset_bytes, request.length_bytes);
             }
+            count += 1;
             let payload_bytes = usize::try_from(request.payload_bytes).unwrap_or(usize::MAX);
-            let next = rest.get(self.header_bytes.saturating_add(payload_bytes)..);
-            let Some(next) = next else { return };
-            rest = next;
+            rest = rest.get(self.header_bytes.saturating_add(payload_bytes)..).unwrap_or_default();
+        }
+        self.ahead.tell(count);
+    }
+
+    /// While reads wait for a medium, look what the client sent since it was last answered, so that
+    /// the medium never has less to do than the client asked for.
+    fn receive_ahead(&mut self) {
+        let few = self.channel.pending().len() <= RECEIVED_AHEAD_BYTES_MAX;
+        // An end is met again when all that came before it was served.
+        if few
+            && self.channel.is_shareable()
+            && self.channel.receive_now(self.header_bytes).unwrap_or(false)
+        {
+            self.tell_ahead();
         }
     }
 
@@ -260,8 +279,10 @@ impl Transmission {
         let lends = !self.ahead.is_wanted() && self.channel.takes_lent();
         let how = (whole, lends);
         let took = self.replier.read(&mut self.channel, request, device, how, closing)?;
-        if self.ahead.note(took, request.length_bytes) {
+        if self.ahead.note(took, request.length_bytes, medium_blocks) {
             self.tell_ahead();
+        } else if self.ahead.is_wanted() && self.channel.is_all_sent() {
+            self.receive_ahead();
         }
         Ok(())
     }

@@ -257,6 +257,32 @@ fn reads_behind_one_that_waits_for_a_medium_are_announced_to_the_device() {
     assert_eq!(announced(), [(0, 512)], "for a while each is announced when it comes");
 }
 
+/// The story: what a client sent while it was answered waited until all before it was served, and
+/// the disk ran out of work.
+#[test]
+fn reads_that_come_while_others_are_answered_are_announced_before_those_are_through() {
+    let served = Served::new();
+    let (mut client, mut other) = (served.attach("volume"), served.attach("volume"));
+    let some = |places: std::ops::Range<u64>| -> Vec<u8> {
+        places.flat_map(|place| request(0, READ, place, (place * 2048, 2048))).collect()
+    };
+    // More than are answered at once.
+    served.volume.read_gate.close();
+    client.send(&some(0..10));
+    served.volume.read_gate.wait_for_caller();
+    // So many round trips take longer than what counts as quick.
+    (0..100).for_each(|_| assert_eq!(other.ask(0, FLUSH, (0, 0)), 0));
+    client.send(&some(10..11));
+    served.volume.read_gate.open();
+    for place in 0..11 {
+        assert_eq!(client.reply(), (0, place));
+        client.receive(2048);
+    }
+    let announced: Vec<u64> = served.volume.announced.lock().iter().map(|it| it.0 / 2048).collect();
+    assert_eq!(announced, (1..11).collect::<Vec<_>>(), "each once");
+    assert_eq!(served.volume.reads.lock()[9], (9 * 2048, 10), "the last before was not read yet");
+}
+
 #[test]
 fn requests_that_arrive_byte_by_byte_are_served() {
     let served = Served::new();

@@ -58,6 +58,8 @@ pub struct MemoryDevice {
     pub flush_gate: Gate,
     /// Ranges of reads that were announced.
     pub announced: Mutex<Vec<(u64, u64)>>,
+    /// Where was read, and how many reads were announced by then.
+    pub reads: Mutex<Vec<(u64, usize)>>,
     /// Reads of the block that this byte lies in fail as damaged.
     pub damaged_offset_bytes: Mutex<Option<u64>>,
     /// A read or write of this offset panics.
@@ -139,6 +141,7 @@ impl BlockDevice for MemoryDevice {
     fn read(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), EngineError> {
         self.read_gate.pass();
         self.check()?;
+        self.reads.lock().push((offset_bytes, self.announced.lock().len()));
         assert_ne!(*self.panic_offset_bytes.lock(), Some(offset_bytes), "the test ordered it");
         let end = offset_bytes + bytes_of(buffer.len());
         if let Some(damaged) = *self.damaged_offset_bytes.lock() {
