@@ -12,7 +12,7 @@ use crate::object::Object;
 use crate::reuse::RENEWABLE_MAX;
 use parking_lot::Mutex;
 use ramet_log::format::node::{NodeFileKind, UNIT_BYTES};
-use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet};
+use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet, Thinned};
 use ramet_store::StoreError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -96,11 +96,22 @@ pub(crate) struct Due {
     pub(crate) remove: Vec<SegmentId>,
     remove_nodes: Vec<SegmentId>,
     pub(crate) thin: BTreeMap<SegmentId, SlotSet>,
+    /// Those that somebody was sending blocks of.
+    busy: BTreeMap<SegmentId, SlotSet>,
     /// Those of them whose files may be used again.
     pub(crate) renew: BTreeMap<SegmentId, SlotSet>,
     nodes: BTreeMap<SegmentId, PageRuns>,
     /// Files of nodes that the next checkpoint is to leave out.
     dead_node_files: BTreeSet<SegmentId>,
+}
+
+impl Due {
+    /// What was busy is due again, unless more of it is by now.
+    fn try_again(&mut self) {
+        for (id, dead) in std::mem::take(&mut self.busy) {
+            self.thin.entry(id).or_insert(dead);
+        }
+    }
 }
 
 /// Holds everything back while it lives.
@@ -237,6 +248,7 @@ impl Engine {
         if self.count_is_due(now) {
             self.count_nodes()?;
         }
+        self.reclaim.due.lock().try_again();
         self.see_to_spares()?;
         self.give_some_back()?;
         // One at a time, with time between: a file that shrinks makes the file system write its
@@ -309,6 +321,7 @@ impl Engine {
                 self.count_nodes()?;
             }
             self.checkpoint_for(aim)?;
+            self.reclaim.due.lock().try_again();
             while self.give_some_back()? {
                 if !tell(&so_far()) {
                     return Ok(so_far());
@@ -474,13 +487,12 @@ impl Engine {
                 }
             }
             Work::Thin(id, dead) => match self.log.thin(id, &dead)? {
-                Some(bytes) => {
+                Thinned::Bytes(bytes) => {
                     came_back(bytes);
                     self.thin_hashes(id, &dead);
                 }
-                None => {
-                    reclaim.no_holes.store(true, Ordering::Relaxed);
-                }
+                Thinned::Busy => drop(reclaim.due.lock().busy.insert(id, dead)),
+                Thinned::NoHoles => reclaim.no_holes.store(true, Ordering::Relaxed),
             },
             Work::Nodes(id, pages) => {
                 came_back(punch_nodes(&self.log, id, &pages)?);

@@ -161,3 +161,27 @@ fn a_lent_block_stays_what_it_was_while_its_segment_is_given_back() {
     assert_eq!(rounds.load(Ordering::Relaxed), 15);
     assert!(engine.stats().expect("told").given_back_bytes > 1 << 20, "something was given back");
 }
+
+/// The story: it counted as done, and came back when something else died there, if ever.
+#[test]
+fn what_was_being_sent_is_given_back_the_next_time() {
+    let (_scratch, engine) = Scratch::engine("lending-busy");
+    let device = engine.device("v").expect("there");
+    (0..BLOCKS).for_each(|it| device.write(it * BLOCK as u64, &block(it, 1), false).expect("done"));
+    device.flush().expect("flushed");
+    let (mut bytes, mut lent) = (vec![0; 2 * BLOCK], Vec::new());
+    device.read_lent(0, &mut bytes, &mut lent).expect("it can be read");
+    // Every second block of its segment, so that holes are all that can be made.
+    for index in (1..200).step_by(2) {
+        device.write(index * BLOCK as u64, &block(index, 2), false).expect("written");
+    }
+    let given_back = || engine.stats().expect("told").given_back_bytes;
+    engine.reclaim(true, &mut |_| true).expect("no fault");
+    let (before, dead_bytes) = (given_back(), 100 * BLOCK as u64);
+    assert_eq!(lent[0].bytes(), [block(0, 1), block(1, 1)].concat());
+    drop(lent);
+    for _ in 0..4 {
+        engine.step_reclaim(std::time::Instant::now()).expect("no fault");
+    }
+    assert!(given_back() >= before + dead_bytes, "{before} bytes, then {}", given_back());
+}

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 pub(crate) const VIEWS_MAX: usize = if cfg!(test) { 16 } else { 1024 };
 /// Who borrows gives back at once, or within tenths of a second; more is not waited for.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 2000 });
+/// So long later it is tried again to map what could not be.
+const REFUSED: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A file as memory. The mapping is gone before the pin is.
@@ -56,7 +58,9 @@ enum State {
     Mapped(Arc<View>),
     /// Something happens to the file that a reader must not see; the view that is kept for later.
     Paused(Option<Arc<View>>),
-    /// The medium failed, or has no such thing; or the segment is dead.
+    /// It could not be mapped then.
+    Refused(Instant),
+    /// The medium failed, or the segment is dead.
     Stopped,
 }
 
@@ -95,20 +99,21 @@ impl Lending {
                 return Some(view.clone());
             }
             State::Paused(_) | State::Stopped => return None,
-            State::Unmapped => {}
+            State::Refused(since) if since.elapsed() < REFUSED => return None,
+            State::Refused(_) | State::Unmapped => {}
         }
         let held = &mut *self.held.write();
         match &held.state {
             State::Mapped(view) => return Some(view.clone()),
             State::Paused(_) | State::Stopped => return None,
-            State::Unmapped => {}
+            State::Refused(_) | State::Unmapped => {}
         }
         held.counted = held.counted || may_count();
         if !held.counted {
             return None;
         }
         let Some(mapping) = map() else {
-            held.state = State::Stopped;
+            held.state = State::Refused(Instant::now());
             return None;
         };
         let view = Arc::new(View { mapping, _pin: self.pin.clone() });
@@ -123,6 +128,12 @@ impl Lending {
         // It may take a while to unmap it.
         drop(before);
         self.pin.clone()
+    }
+
+    /// Lend nothing more, ever, and wait until nothing is lent, or somebody keeps it for too long.
+    pub(crate) fn end(&self) {
+        self.stop();
+        drop(self.pause(false));
     }
 
     /// Unmap it where nobody asked since this was last called. Result: whether it is unmapped, and
@@ -148,7 +159,7 @@ impl Lending {
                     *state = State::Paused(same_file.then(|| view.clone()));
                     Some(view)
                 }
-                State::Unmapped | State::Paused(None) => {
+                State::Unmapped | State::Refused(_) | State::Paused(None) => {
                     *state = State::Paused(None);
                     None
                 }

@@ -41,5 +41,5 @@ pub use loss::{Accept, Beside, Describe, LOST_DIRECTORY, Loss, LostBatch, UNFINI
 pub use recovery::{Known, Start, read_descriptor};
 pub use replay::{Apply, Replay};
 pub use segment::SegmentEntry;
-pub use thin::SlotSet;
+pub use thin::{SlotSet, Thinned};
 pub use types::*;

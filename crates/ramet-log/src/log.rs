@@ -362,12 +362,12 @@ impl Log {
     /// # Errors
     /// `Poisoned` where a write or sync fails.
     pub fn step(&self, now: Instant) -> Result<bool> {
+        self.end_unused_views();
         if self.read_only || self.closed.load(Ordering::Acquire) || self.poisoned.get().is_some() {
             return Ok(false);
         }
         // Where no segment can be prepared, what was written is committed all the same.
         let more = self.prepare_ahead();
-        self.end_unused_views();
         let (appended, durable) = (self.appended(), self.durable());
         let mut idle = self.idle_since.lock();
         if idle.0 != appended {
@@ -436,7 +436,7 @@ impl Log {
             .and_then(|()| if removes { self.drop_spares().map(drop) } else { Ok(()) });
         drop(room);
         for segment in self.views.lock().drain(..).filter_map(|it| it.upgrade()) {
-            segment.lending.stop();
+            segment.lending.end();
         }
         *self.lock.lock() = None;
         removed

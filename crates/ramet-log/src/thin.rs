@@ -18,6 +18,17 @@ use ramet_store::{File, Store, StoreError};
 /// Bytes copied with one call.
 const COPIED_AT_ONCE: usize = 1 << 20;
 
+/// What came of giving dead slots back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thinned {
+    /// So many bytes came back.
+    Bytes(u64),
+    /// Somebody is sending blocks of the segment: nothing happened.
+    Busy,
+    /// The medium keeps no holes.
+    NoHoles,
+}
+
 type Footer = Option<(Trailer, Option<Vec<JournalBatch>>)>;
 
 /// A set of slots: slot i is bit `i % 64` of word `i / 64`.
@@ -38,8 +49,12 @@ impl Log {
     /// Forget segments in which nothing lives. Whoever reads in one finds out that the block is not
     /// where it was.
     pub fn forget_segments(&self, ids: &[SegmentId]) {
-        let mut segments = self.segments.write();
-        for segment in ids.iter().filter_map(|id| segments.remove(id)) {
+        let forgotten: Vec<_> = {
+            let mut segments = self.segments.write();
+            ids.iter().filter_map(|id| segments.remove(id)).collect()
+        };
+        // To close and unmap many files takes a while: nobody waits for it.
+        for segment in forgotten {
             segment.close_file();
             self.lent.lock().insert(segment.id, segment.lending.stop());
         }
@@ -65,17 +80,16 @@ impl Log {
     }
 
     /// Give back the room of dead slots of a segment that has ended, and of all that holds no block
-    /// where it is sealed. `dead` says which are dead by both slots' checkpoints. Result: how many
-    /// bytes came back; `None` where the medium keeps no holes.
+    /// where it is sealed. `dead` says which are dead by both slots' checkpoints.
     ///
     /// # Errors
     /// `Store` where the medium fails; nothing that lives was touched.
     ///
     /// # Durability
     /// Durable on return.
-    pub fn thin(&self, id: SegmentId, dead: &SlotSet) -> Result<Option<u64>> {
+    pub fn thin(&self, id: SegmentId, dead: &SlotSet) -> Result<Thinned> {
         let segment = self.segments.read().get(&id).cloned();
-        let Some(segment) = segment else { return Ok(Some(0)) };
+        let Some(segment) = segment else { return Ok(Thinned::Bytes(0)) };
         let entry = segment.entry();
         assert!(entry.used != 0 && entry.thinned, "only what has ended, and is flagged");
         let file = self.store().open(&segment.path, true)?;
@@ -86,14 +100,14 @@ impl Log {
             add_what_holds_no_block(&mut gone, journal, entry.used);
         }
         // What is lent must not become zeros before it is sent.
-        let Some(_pause) = segment.lending.pause(true) else { return Ok(Some(0)) };
+        let Some(_pause) = segment.lending.pause(true) else { return Ok(Thinned::Busy) };
         let mut punched = segment.punched.lock();
         let before = punched.as_deref().unwrap_or_default();
         let todo: SlotSet =
             (0..).zip(&gone).map(|(i, word)| word & !before.get(i).unwrap_or(&0)).collect();
         for (first, count) in runs(&todo) {
             if !file.punch(first * BLOCK_BYTES_U64, count * BLOCK_BYTES_U64)? {
-                return Ok(None);
+                return Ok(Thinned::NoHoles);
             }
         }
         // The journal says what holds no block: it goes after that.
@@ -110,7 +124,7 @@ impl Log {
         let all = entry.used.saturating_sub(1 + entry.living(count(dead)));
         segment.set_given_back(if entry.sealed { all } else { slots });
         *punched = Some(gone);
-        Ok(Some(bytes_before.saturating_sub(file.allocated_bytes()?)))
+        Ok(Thinned::Bytes(bytes_before.saturating_sub(file.allocated_bytes()?)))
     }
 
     /// As `thin`, for a segment that is whole and nearly dead: what lives is copied into a file of

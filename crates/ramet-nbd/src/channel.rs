@@ -32,8 +32,10 @@ const GROWTH: usize = 4;
 const READS_MAX: usize = 8;
 /// Replies of any kind in one send.
 const REPLIES_MAX: usize = 16;
-/// Parts in one send, half of them lent.
+/// Parts in one send, half of them lent,
 const PARTS_MAX: usize = 64;
+/// and their bytes: the system gives a client anew as long for every few pages.
+const PARTS_BYTES_MAX: usize = 128 << 10;
 /// Messages up to this never have to wait for memory.
 pub(crate) const SMALL_BYTES_MAX: usize = 128 << 10;
 
@@ -308,27 +310,29 @@ impl Channel {
         let (mut sent_bytes, mut first, begun) = (0_usize, 0, Instant::now());
         while first < self.lent.len() {
             let mut parts = [IoSlice::new(&[]); PARTS_MAX];
-            let (mut count, mut at) = (0, sent_bytes);
-            for lent in self.lent[first..].iter().take(PARTS_MAX / 2) {
+            let (mut count, mut at, limit) = (0, sent_bytes, sent_bytes + PARTS_BYTES_MAX);
+            let round = &self.lent[first..self.lent.len().min(first + PARTS_MAX / 2)];
+            for lent in round.iter().take_while(|lent| lent.place < limit) {
                 let bytes = lent.bytes();
-                let skip = at.saturating_sub(lent.place);
                 if at < lent.place {
                     parts[count] = IoSlice::new(&self.replies[at..lent.place]);
                     count += 1;
                 }
-                parts[count] = IoSlice::new(&bytes[skip..]);
+                let part = at.saturating_sub(lent.place)..bytes.len().min(limit - lent.place);
+                at = lent.place + part.end;
+                parts[count] = IoSlice::new(&bytes[part]);
                 count += 1;
-                at = lent.place + bytes.len();
             }
+            refuse_failed(round)?;
             self.large.begin_waiting();
             let sent = self.transport.send_parts(&parts[..count]).map_err(|_| Ended)?;
             self.large.end_waiting();
+            refuse_failed(round)?;
             sent_bytes += sent.unwrap_or(0);
             let is_sent = |lent: &&Lent| lent.place + lent.bytes().len() <= sent_bytes;
             first += self.lent[first..].iter().take_while(is_sent).count();
-            if sent.is_none() || sent_bytes < at && begun.elapsed() >= PARTS_WAIT {
+            if sent.is_none() || begun.elapsed() >= PARTS_WAIT {
                 self.copy_lent(first)?;
-                break;
             }
         }
         self.lent.clear();
@@ -336,15 +340,17 @@ impl Channel {
         Ok(sent_bytes)
     }
 
+    /// Keep nothing that is lent: what comes next may take long.
+    pub(crate) fn give_lent_back(&mut self) -> Result<(), Ended> {
+        if self.lent.is_empty() { Ok(()) } else { self.copy_lent(0) }
+    }
+
     /// Put what is lent to its place, from the `first` on, and give all of it back.
     fn copy_lent(&mut self, first: usize) -> Result<(), Ended> {
         for lent in self.lent.drain(..).skip(first) {
             let bytes = lent.bytes();
             self.replies[lent.place..lent.place + bytes.len()].copy_from_slice(bytes);
-            if lent.has_failed() {
-                // Its header says that all went well.
-                return Err(Ended);
-            }
+            refuse_failed(&[lent])?;
         }
         Ok(())
     }
@@ -411,7 +417,7 @@ impl Channel {
     }
 
     fn give_back_memory(&mut self) -> Result<(), Ended> {
-        self.replies = Buffer::empty();
+        (self.replies, self.lent) = (Buffer::empty(), Vec::new());
         let pending_bytes = self.end - self.start;
         let kept_bytes = (pending_bytes + 1).next_power_of_two().max(SILENT_BYTES);
         if self.received.len() > kept_bytes {
@@ -441,4 +447,9 @@ impl Channel {
         self.start = 0;
         self.end = pending_bytes;
     }
+}
+
+/// End the connection where a medium failed under what is lent: its header says that all went well.
+fn refuse_failed(lent: &[Lent]) -> Result<(), Ended> {
+    if lent.iter().any(Lent::has_failed) { Err(Ended) } else { Ok(()) }
 }

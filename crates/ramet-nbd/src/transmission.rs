@@ -192,6 +192,7 @@ impl Transmission {
             return self.channel.receive_more(request_bytes);
         }
         self.send_before_durability(fua)?;
+        self.channel.give_lent_back()?;
         let is_last = self.channel.pending().len() == request_bytes;
         let under_way = fua.then(|| self.habit.flush(is_last));
         let payload = &self.channel.pending()[self.header_bytes..request_bytes];
@@ -234,6 +235,9 @@ impl Transmission {
         let Request { offset_bytes, length_bytes, .. } = *request;
         if action != Action::Flush {
             self.break_off();
+        }
+        if !matches!(action, Action::Read { .. } | Action::Flush) {
+            self.channel.give_lent_back()?;
         }
         let done = match action {
             Action::Read { whole } => return self.read(request, whole),

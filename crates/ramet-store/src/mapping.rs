@@ -125,7 +125,8 @@ mod handler {
     // SAFETY: written once, before the handler that reads it is there.
     unsafe impl Sync for Before {}
 
-    /// Install the handler with the first mapping. Result: whether it is there.
+    /// Install the handler with the first mapping. Result: whether it is there, and nobody put
+    /// another in its place.
     pub(super) fn is_installed() -> bool {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
@@ -135,9 +136,7 @@ mod handler {
             PAGE_BYTES.store(page_bytes, Ordering::Relaxed);
             // SAFETY: all zeros is a valid action; it is filled in before it is used.
             let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-            let on_fault: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
-                on_fault;
-            action.sa_sigaction = on_fault as libc::sighandler_t;
+            action.sa_sigaction = address_of_handler();
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             let before = BEFORE.0.get().cast::<libc::sigaction>();
             // SAFETY: asks only, and writes to memory of this type that nobody else looks at yet.
@@ -148,7 +147,21 @@ mod handler {
             };
             INSTALLED.store(asked == 0 && set() == 0, Ordering::Release);
         });
-        INSTALLED.load(Ordering::Acquire)
+        INSTALLED.load(Ordering::Acquire) && is_ours()
+    }
+
+    fn is_ours() -> bool {
+        let mut now = MaybeUninit::<libc::sigaction>::uninit();
+        // SAFETY: asks only, and writes to memory of this type.
+        let asked = unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), now.as_mut_ptr()) };
+        // SAFETY: it was filled in.
+        asked == 0 && unsafe { now.assume_init() }.sa_sigaction == address_of_handler()
+    }
+
+    fn address_of_handler() -> libc::sighandler_t {
+        let on_fault: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+            on_fault;
+        on_fault as libc::sighandler_t
     }
 
     extern "C" fn on_fault(
@@ -159,8 +172,10 @@ mod handler {
         // SAFETY: the system hands over a valid record, and the thread has a place for `errno`.
         let (address, errno) = unsafe { ((*info).si_addr() as usize, libc::__errno_location()) };
         // SAFETY: as above.
-        let errno_before = unsafe { *errno };
-        let mended = PLACES.iter().any(|place| is_in(place, address) && mend(place, address));
+        let (errno_before, is_fault) = unsafe { (*errno, (*info).si_code > 0) };
+        // One that somebody sent has no address.
+        let mended =
+            is_fault && PLACES.iter().any(|place| is_in(place, address) && mend(place, address));
         // SAFETY: as above.
         unsafe { *errno = errno_before };
         if !mended {
@@ -170,7 +185,11 @@ mod handler {
 
     fn is_in(place: &Place, address: usize) -> bool {
         let start = place.start.load(Ordering::Acquire);
-        start > CLAIMED && (start..place.end.load(Ordering::Acquire)).contains(&address)
+        let end = place.end.load(Ordering::Acquire);
+        // The same before and after: both are of one mapping.
+        start > CLAIMED
+            && (start..end).contains(&address)
+            && place.start.load(Ordering::Acquire) == start
     }
 
     /// Put a page of zeros where the medium failed, and say so.
@@ -193,11 +212,20 @@ mod handler {
     ) {
         // SAFETY: written before this handler was installed, and never again.
         let before = unsafe { (*BEFORE.0.get()).assume_init_ref() };
+        // SAFETY: the system hands over a valid record.
+        let is_fault = unsafe { (*info).si_code > 0 };
         match before.sa_sigaction {
+            libc::SIG_IGN if !is_fault => {}
             libc::SIG_DFL | libc::SIG_IGN => {
-                // The access is repeated, and ends the process as it would have without us.
-                // SAFETY: restores what was there.
-                unsafe { libc::sigaction(signal, before, std::ptr::null_mut()) };
+                // The access is repeated, or the signal sent again, and ends the process as it
+                // would have without us.
+                // SAFETY: restores what was there, and sends a signal to this thread.
+                unsafe {
+                    libc::sigaction(signal, before, std::ptr::null_mut());
+                    if !is_fault {
+                        libc::raise(signal);
+                    }
+                }
             }
             handler if before.sa_flags & libc::SA_SIGINFO != 0 => {
                 // SAFETY: somebody installed a function of this type.
