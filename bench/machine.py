@@ -63,6 +63,19 @@ def processor_seconds(process_id: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def thread_seconds(process_id: int, name: str) -> float:
+    """Processor time that threads of this name have used so far in a process."""
+    seconds = 0.0
+    for task in Path(f"/proc/{process_id}/task").iterdir():
+        with suppress(FileNotFoundError):  # It may end meanwhile.
+            text = (task / "stat").read_text()
+            if text.partition("(")[2].rpartition(")")[0] == name:
+                fields = text.rpartition(")")[2].split()
+                ticks = int(fields[11]) + int(fields[12])
+                seconds += ticks / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def sync_files(directory: Path) -> None:
     """Write the files below `directory` back."""
     for path in directory.rglob("*"):

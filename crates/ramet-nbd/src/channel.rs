@@ -56,6 +56,8 @@ pub(crate) struct Channel {
     /// What is to be sent instead of the bytes at its place in `replies`, in order.
     lent: Vec<Lent>,
     replies_count: usize,
+    /// Replies since something was received.
+    answered_count: usize,
     reads_count: usize,
     spin: Spin,
 }
@@ -73,6 +75,7 @@ impl Channel {
             replies_end: 0,
             lent: Vec::new(),
             replies_count: 0,
+            answered_count: 0,
             reads_count: 0,
             spin: Spin::default(),
         }
@@ -114,7 +117,7 @@ impl Channel {
 
     /// Send all replies, then receive at least a byte more; room for `needed_bytes` is made.
     pub(crate) fn receive_more(&mut self, needed_bytes: usize) -> Result<(), Ended> {
-        if self.replies_count > 1 {
+        if std::mem::take(&mut self.answered_count) > 1 {
             self.spin.break_off();
         }
         self.send()?;
@@ -239,6 +242,7 @@ impl Channel {
     pub(crate) fn push_reply(&mut self, bytes: &[u8]) -> Result<(), Ended> {
         self.push(bytes)?;
         self.replies_count += 1;
+        self.answered_count += 1;
         self.send_if_due()
     }
 
@@ -275,6 +279,7 @@ impl Channel {
         self.lent[before..].iter_mut().for_each(|lent| lent.place += start);
         self.replies_end += filled_bytes;
         self.replies_count += 1;
+        self.answered_count += 1;
         self.send_if_due()
     }
 
