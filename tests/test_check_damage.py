@@ -27,6 +27,7 @@ from ramet.errors import CorruptError, RametError
 from serving import run_ramet
 
 BLOCK_BYTES = 4096
+LOOKS_MAX = 100_000
 UNIT_BYTES = 64
 FLIPS_COUNT = 10  # In each file, and as many among its bytes that are not zero.
 FLIPS_COUNT_SOAK = 2000
@@ -177,7 +178,17 @@ def marked(pool_path: Path) -> Path:
         pool.snapshot(["db", "other"], name="{volume}@1")
         pool.clone("db@1", "clone{n}", count=30)
         pool.volume("clone7").write(3 * BLOCK_BYTES, b"healed" * 1000)
+        wait_for_second_segment(pool)
     return pool_path
+
+
+def wait_for_second_segment(pool: ramet.Pool) -> None:
+    """The background makes it soon after opening, and the names of other files come after it."""
+    for _ in range(LOOKS_MAX):
+        if len(list(Path(pool.path).glob("segments/*.seg"))) > 1:
+            return
+        pool.stats()
+    raise AssertionError("no segment was made ahead")
 
 
 def damage_mark(path: Path) -> Path:
@@ -261,6 +272,7 @@ def test_a_file_of_another_pool_is_named(marked: Path, tmp_path: Path, kind: str
     other = tmp_path / "other"
     with ramet.open(other, create=True, segment_size="1MiB") as pool:
         pool.create_volume("db", "64MiB").write(0, b"a" * 10 * BLOCK_BYTES)
+        wait_for_second_segment(pool)
     ours, theirs = (min(it.glob(kind)) for it in (marked, other))
     assert ours.name == theirs.name
     shutil.copy(theirs, ours)
