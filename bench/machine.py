@@ -58,9 +58,7 @@ def resident_bytes() -> int:
 
 def processor_seconds(process_id: int) -> float:
     """Processor time that a process has used so far."""
-    text = Path(f"/proc/{process_id}/stat").read_text()
-    fields = text.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return _used_seconds(Path(f"/proc/{process_id}/stat").read_text())
 
 
 def thread_seconds(process_id: int, name: str) -> float:
@@ -70,10 +68,13 @@ def thread_seconds(process_id: int, name: str) -> float:
         with suppress(FileNotFoundError):  # It may end meanwhile.
             text = (task / "stat").read_text()
             if text.partition("(")[2].rpartition(")")[0] == name:
-                fields = text.rpartition(")")[2].split()
-                ticks = int(fields[11]) + int(fields[12])
-                seconds += ticks / os.sysconf("SC_CLK_TCK")
+                seconds += _used_seconds(text)
     return seconds
+
+
+def _used_seconds(stat: str) -> float:
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def sync_files(directory: Path) -> None:
