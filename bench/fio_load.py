@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from load import first_in_line
 from ramet.demo.probe import Probe
 
 SPAN_BYTES = 64 * 1024 * 1024  # Of each volume, that the writes fall into.
@@ -28,8 +29,8 @@ class FioLatencies:
     latency_ns: list[int] = field(default_factory=list)
     failed_count: int = 0
 
-    def within(self, windows: list[tuple[int, int]]) -> list[int]:
-        """Latencies of the requests that were in flight in one of the windows (from, to)."""
+    def within(self, windows: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Requests that were in flight in one of the windows (from, to): (sent_ns, latency_ns)."""
         found: set[int] = set()
         longest = max(self.latency_ns)
         for first_ns, last_ns in windows:
@@ -38,7 +39,7 @@ class FioLatencies:
             found.update(
                 k for k in range(begin, end) if self.ended_ns[k] - self.latency_ns[k] <= last_ns
             )
-        return [self.latency_ns[k] for k in sorted(found)]
+        return [(self.ended_ns[k] - self.latency_ns[k], self.latency_ns[k]) for k in sorted(found)]
 
 
 class FioLoad:
@@ -62,6 +63,7 @@ class FioLoad:
         for export in self._exports:
             words += [f"--name={export}", f"--uri=nbd+unix:///{export}?socket={self._socket}"]
         self._process = subprocess.Popen(["fio", *words], cwd=self._logs)
+        first_in_line(self._process.pid)  # And so the threads that it is going to make.
         self._await_first()
         return self
 

@@ -3,6 +3,10 @@
 Under one steady load every round does each work once, until nothing of it is left to do, and then
 lets as much time pass without. Twice: with the open-loop clients of `load`, whose latency counts
 from when a request was due, and with fio's own NBD clients, where fio is installed.
+
+A virtual machine's host may run something else on its processors for tens of milliseconds; every
+client then waits, with the work and without it. The system counts that as stolen time. Requests
+that were in flight while some was stolen are left out on both sides, and how many is told.
 """
 
 import shutil
@@ -12,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ramet
-from fio_load import FioLoad
+from fio_load import FioLatencies, FioLoad
 from fleet import Bench, Dirtier, settle, vm_names
-from load import Load, percentile_ms
+from load import Latencies, Load, percentile_ms
+from machine import StolenTime
 
 # After everything was made dirty: so that its bytes are on their way to the device.
 PAUSE_SECONDS = 0.3
@@ -85,7 +90,7 @@ def _measure(bench: Bench, pool: ramet.Pool, load: Load | FioLoad, how: str) -> 
         "reclaim": works.reclaim,
     }
     spans: dict[str, list[tuple[Span, Span]]] = {kind: [] for kind in kinds}
-    with load:
+    with StolenTime() as stolen, load:
         for _ in range(bench.scale.latency_rounds):
             for kind, work in kinds.items():
                 dirtier.dirty_all()
@@ -99,8 +104,7 @@ def _measure(bench: Bench, pool: ramet.Pool, load: Load | FioLoad, how: str) -> 
     if load.latencies.failed_count:
         raise RuntimeError(f"{load.latencies.failed_count} writes failed")
     for kind, pairs in spans.items():
-        rounds = [tuple(load.latencies.within([span]) for span in pair) for pair in pairs]
-        _add(bench, f"latency.{how}.{kind}", rounds)
+        _add(bench, f"latency.{how}.{kind}", pairs, load.latencies, stolen)
 
 
 def _during(work: Callable[[], None], seconds_min: float) -> Span:
@@ -111,15 +115,32 @@ def _during(work: Callable[[], None], seconds_min: float) -> Span:
     return begun, time.monotonic_ns()
 
 
-def _add(bench: Bench, key: str, rounds: list[tuple[list[int], ...]]) -> None:
+def _add(
+    bench: Bench,
+    key: str,
+    pairs: list[tuple[Span, Span]],
+    seen: Latencies | FioLatencies,
+    stolen: StolenTime,
+) -> None:
     """Add p99 and maximum of all rounds beside those without, and how the rounds compare."""
     count = bench.scale.fleet_count
-    during = [latency for pair in rounds for latency in pair[0]]
-    without = [latency for pair in rounds for latency in pair[1]]
+
+    def calm(spans: list[Span]) -> list[int]:
+        flights = seen.within(spans)
+        return [took for begun, took in flights if not stolen.touches(begun, begun + took)]
+
+    both = [[pair[side] for pair in pairs] for side in (0, 1)]
+    during, without = map(calm, both)
+    left_out = [len(seen.within(spans)) - len(calm(spans)) for spans in both]
     for name, share in (("p99", 0.99), ("max", 1.0)):
         value, base = percentile_ms(during, share), percentile_ms(without, share)
-        each = [[percentile_ms(seen, share) for seen in pair] for pair in rounds]
-        details = {"without_ms": base, "rounds_ms": each, "requests": len(during)}
+        each = [[percentile_ms(calm([span]), share) for span in pair] for pair in pairs]
+        details = {
+            "without_ms": base,
+            "rounds_ms": each,
+            "requests": [len(during), len(without)],
+            "left_out": left_out,
+        }
         bench.add(f"{key}.{name}", "ms", [value], count, baseline=base, details=details)
         ratios = [with_it / max(alone, 1e-6) for with_it, alone in each]
         note = f"median round {statistics.median(ratios):.2f}"

@@ -4,7 +4,8 @@
 is due at start + k * interval on connection k % connections, whatever happened to those before it,
 and its latency counts from when it was due: a server that stalls cannot hide it. One thread and
 `select`, so that no lock is in the way; nothing is allocated that the collector would look at.
-How late the requests themselves were sent is recorded too: that is the client's own share.
+How late the requests themselves were sent is recorded too: that is the client's own share. It runs
+before everything else where the system allows that (`first_in_line`), so that the share is small.
 """
 
 import gc
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -43,8 +45,8 @@ class Latencies:
     failed_count: int
     processor_share: float
 
-    def within(self, windows: list[tuple[int, int]]) -> list[int]:
-        """Latencies of the requests that were in flight in one of the windows (from, to)."""
+    def within(self, windows: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Requests that were in flight in one of the windows (from, to): (due_ns, latency_ns)."""
         found: set[int] = set()
         for first_ns, last_ns in windows:
             # Back by the longest of all, so that none that began before the window is missed.
@@ -54,7 +56,7 @@ class Latencies:
             found.update(
                 k for k in range(begin, end) if self._due(k) + self.latency_ns[k] >= first_ns
             )
-        return [self.latency_ns[k] for k in sorted(found)]
+        return [(self._due(k), self.latency_ns[k]) for k in sorted(found)]
 
     def worst(self, count: int) -> list[tuple[int, int]]:
         """The `count` slowest requests, as (due_ns, latency_ns)."""
@@ -66,9 +68,15 @@ class Latencies:
 
 
 def percentile_ms(values_ns: "list[int] | array", share: float) -> float:
-    """The value that `share` of all are at or below, in milliseconds."""
+    """The value that `share` of all are at or below, in milliseconds; 0 where there is none."""
     ordered = sorted(values_ns)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6 if ordered else 0.0
+
+
+def first_in_line(process_id: int = 0) -> None:
+    """Let a process, or this one, run before all others, so that its own wait is not measured."""
+    with suppress(PermissionError):
+        os.sched_setscheduler(process_id, os.SCHED_FIFO, os.sched_param(1))
 
 
 class Load:
@@ -186,6 +194,7 @@ class Clients:
 
 def run_clients(job: dict) -> None:
     """Be the process that `Load` starts."""
+    first_in_line()
     probes = [Probe(Path(job["socket"]), export) for export in job["exports"]]
     clients = Clients(probes, job["rate"])
     gc.collect()

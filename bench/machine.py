@@ -7,9 +7,12 @@ import ctypes
 import os
 import platform
 import subprocess
+import threading
 import time
+from bisect import bisect_left
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 MIB = 1024 * 1024
@@ -48,6 +51,56 @@ def _field(path: Path, name: str) -> str:
         if key.strip() == name:
             return value.strip()
     return "unknown"
+
+
+def stolen_seconds() -> float:
+    """Time in which a virtual machine's host ran something else although it had work, so far, of
+    all processors; 0 where the system does not know."""
+    fields = Path("/proc/stat").read_text().partition("\n")[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
+
+
+class StolenTime:
+    """Watches, inside its block, when a virtual machine's host runs something else although there
+    is work: nobody can tell that from a stall. The system counts it in hundredths of a second, so
+    each of the `spans` (from, to; monotonic nanoseconds) reaches a little further than what was
+    seen, on both sides."""
+
+    _EVERY_SECONDS = 0.01
+    _MARGIN_NS = 20_000_000
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[int, int]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        before, looked_ns = _stolen_ns(), time.monotonic_ns()
+        while not self._ended.wait(self._EVERY_SECONDS):
+            stolen, now_ns = _stolen_ns(), time.monotonic_ns()
+            if stolen > before:
+                begun_ns = looked_ns - (stolen - before) - self._MARGIN_NS
+                self.spans.append((begun_ns, now_ns + self._MARGIN_NS))
+            before, looked_ns = stolen, now_ns
+
+    def touches(self, begun_ns: int, ended_ns: int) -> bool:
+        """Say whether some of a stretch of time was stolen. Spans are sorted by their ends."""
+        first = bisect_left(self.spans, begun_ns, key=lambda span: span[1])
+        return any(span[0] <= ended_ns for span in self.spans[first : first + 8])
+
+
+def _stolen_ns() -> int:
+    """Time that was stolen so far, of all processors; 0 where the system does not know."""
+    fields = Path("/proc/stat").read_text().partition("\n")[0].split()
+    return int(fields[8]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0
 
 
 def resident_bytes() -> int:

@@ -72,8 +72,8 @@ def run(bench: Bench) -> None:
     spans = [(it.taken_ns, it.taken_ns + int(it.seconds * 1e9)) for it in runs]
     _add(bench, count, runs, changed)
     for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
-        value = percentile_ms(load.latencies.within(spans), share)
-        base = percentile_ms(load.latencies.within([before]), share)
+        value = percentile_ms([took for _, took in load.latencies.within(spans)], share)
+        base = percentile_ms([took for _, took in load.latencies.within([before])], share)
         bench.add(f"sites.clients.{name}", "ms", [value], count, baseline=base)
 
 

@@ -82,7 +82,7 @@ def _add(bench: Bench, without: Latencies, during: Latencies, windows: Windows) 
         busy = {"processor_share": seen.processor_share, "requests": len(seen.latency_ns)}
         bench.add(f"stalls.{name}.sent_late", "ms", own, note="p50 p99 max", details=busy)
     for kind, spans in windows.items():
-        found = during.within(spans)
+        found = [latency for _, latency in during.within(spans)]
         if found:
             values = [percentile_ms(found, share) for share in (0.5, 0.99, 1.0)]
             details = {"windows_ms": [(end - begun) / 1e6 for begun, end in spans]}

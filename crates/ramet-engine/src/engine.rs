@@ -356,7 +356,7 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where a write or sync fails.
     pub fn step(&self, now: Instant) -> Result<bool, EngineError> {
-        let walking = self.space.step(STEP_BUDGET);
+        let walking = self.step_space(STEP_BUDGET);
         // Closing holds it to its end: no commit comes after the pool was given back.
         if let Some(_open) = self.checkpoints.try_lock()
             && self.log.check_writable().is_ok()

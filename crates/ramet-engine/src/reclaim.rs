@@ -13,7 +13,7 @@ use crate::reuse::RENEWABLE_MAX;
 use parking_lot::Mutex;
 use ramet_log::format::node::{NodeFileKind, UNIT_BYTES};
 use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet, Thinned};
-use ramet_store::StoreError;
+use ramet_store::{LongTurns, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -311,14 +311,19 @@ impl Engine {
             Reclaimed { given_back_bytes: now - before, waiting_bytes, dying_count, is_done: false }
         };
         let aim = if all { Aim::AllDead } else { Aim::Deaths };
-        while self.space.step(ANSWERED_AT_ONCE) {
+        while self.step_space(ANSWERED_AT_ONCE) {
             if !tell(&so_far()) {
                 return Ok(so_far());
             }
         }
+        let mut appended = None;
         for counts in [false, true] {
             if counts {
+                appended = self.log.open_segment();
                 self.count_nodes()?;
+            }
+            if self.log.is_filled(Instant::now()) && self.reserve.is_whole() {
+                self.log.prepare_to_seal()?;
             }
             self.checkpoint_for(aim)?;
             self.reclaim.due.lock().try_again();
@@ -328,6 +333,16 @@ impl Engine {
                 }
             }
         }
+        let now = self.log.open_segment();
+        // Who writes meanwhile would have to make it all again.
+        if !(self.log.is_filled(Instant::now()) && now.is_some() && now != appended) {
+            self.give_kept_back(all)?;
+        }
+        Ok(Reclaimed { is_done: true, ..so_far() })
+    }
+
+    /// Give back what is kept for those who write: spare files, or `all` of it.
+    fn give_kept_back(&self, all: bool) -> Result<()> {
         {
             let _stepping = self.reclaim.stepping.lock();
             self.stop_renewing()?;
@@ -336,7 +351,13 @@ impl Engine {
             let bytes = self.log.give_room_back()? + self.log.cut_tails()?;
             self.reclaim.given_back_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
-        Ok(Reclaimed { is_done: true, ..so_far() })
+        Ok(())
+    }
+
+    /// Answer some of what is dying. Result: whether there is more.
+    pub(crate) fn step_space(&self, budget: u64) -> bool {
+        let _long = LongTurns::begin();
+        self.space.step(budget)
     }
 
     /// Bytes that deleting these objects, all of them together, would free: of blocks that no other
@@ -404,6 +425,7 @@ impl Engine {
 
     /// Find out which nodes the newest checkpoint reaches, and allow the room of others to go.
     fn count_nodes(&self) -> Result<()> {
+        let _long = LongTurns::begin();
         let began = Instant::now();
         self.space.deaths_since_count(true);
         let (roots, files, target) = {
@@ -438,6 +460,7 @@ impl Engine {
             return Ok(false);
         }
         let Some(work) = self.next_work() else { return Ok(false) };
+        let _long = LongTurns::begin();
         self.give_back(work)?;
         // The first that comes back is kept for the next time.
         let _ = self.fill_reserve();

@@ -13,6 +13,7 @@ use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
 use parking_lot::{MutexGuard, RwLockReadGuard};
 use ramet_log::{BLOCK_BYTES_U64, GateGuard, ObjectId, PreparedRecord};
+use ramet_store::LongTurns;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -336,6 +337,7 @@ impl Engine {
         if record.items.is_empty() {
             return Ok(Vec::new());
         }
+        let long = LongTurns::begin();
         let mut prepared =
             Prepared::new(&record, &self.table.read(), &self.heads).expect("checked before");
         let bytes = PreparedRecord::new(record.encode())?;
@@ -345,6 +347,7 @@ impl Engine {
         check_detached(&prepared.ending())?;
         self.space.reserve(prepared.places());
         prepared.warm();
+        drop(long);
         let filled = if room == Room::Reserve { Ok(()) } else { self.fill_reserve() };
         let entered = filled.and_then(|()| self.enter_ready(&prepared, &bytes, room));
         let (mut gate, hold) = entered.inspect_err(|_| self.space.unreserve(prepared.places()))?;
@@ -354,7 +357,9 @@ impl Engine {
         let sequence = gate.sequence();
         drop(gate);
         drop(attaching);
+        let long = LongTurns::begin();
         prepared.settle(&self.space, position);
+        drop(long);
         commands.note(position);
         self.log.commit(sequence)?;
         prepared.publish(&mut self.table.write(), &self.changed);

@@ -11,6 +11,7 @@ use ramet_engine::{Engine, Kind, Reclaimed};
 use ramet_store::{Fault, FaultStore, Kept, Store, When};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Fates of what was not synced, for each moment.
 const FATES: u64 = 3;
@@ -242,6 +243,35 @@ fn nothing_is_given_back_while_a_map_is_walked() {
     device.extents(0, device.size_bytes(), &mut tell).expect("told");
     assert_eq!(meanwhile, Some(0));
     assert!(reclaim() > 3 << 20, "there was nothing to give back");
+}
+
+/// The story: under load `reclaim --all` ended with the room that was allocated ahead cut off, and
+/// the next writer had to allocate it again.
+#[test]
+fn who_writes_meanwhile_keeps_the_room_that_was_made_for_him() {
+    let run = story();
+    let engine = run.engine();
+    engine.bell().wait(Duration::ZERO);
+    let device = engine.device("a").expect("there");
+    let room_bytes = || {
+        let names = run.store.list("segments").expect("listed");
+        let newest = format!("segments/{}", names.last().expect("some"));
+        run.store.open(&newest, false).and_then(|file| file.allocated_bytes()).expect("looked")
+    };
+    let mut told = 0;
+    let mut tell = |_: &Reclaimed| {
+        // Something dies in several segments, so that there is more to tell of.
+        for piece in 0..6 {
+            device.write(100 * piece * BLOCK_BYTES, &[7; 4096], false).expect("written");
+        }
+        told += 1;
+        true
+    };
+    let done = engine.reclaim(true, &mut tell).expect("given back");
+    assert!(done.is_done && done.given_back_bytes > 3 << 20 && told > 2, "{done:?}, {told}");
+    assert_eq!(room_bytes(), 1 << 20, "all of a segment is allocated");
+    engine.reclaim(true, &mut |_| true).expect("given back");
+    assert!(room_bytes() < 1 << 18, "nobody writes: all comes back");
 }
 
 /// A delete comes while space is given back, and nodes are counted before it was looked at: its

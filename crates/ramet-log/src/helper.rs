@@ -36,7 +36,7 @@ impl Bell {
 
     /// Call whoever listens. Result: whether somebody does.
     pub fn ring(&self) -> bool {
-        if !self.is_heard.load(Ordering::Acquire) {
+        if !self.is_heard() {
             return false;
         }
         if !self.is_rung.load(Ordering::Acquire) && !self.is_rung.swap(true, Ordering::AcqRel) {
@@ -50,6 +50,10 @@ impl Bell {
     #[cfg(test)]
     pub(crate) fn is_rung(&self) -> bool {
         self.is_rung.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_heard(&self) -> bool {
+        self.is_heard.load(Ordering::Acquire)
     }
 
     /// Nobody listens any more.

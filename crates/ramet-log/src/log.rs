@@ -387,6 +387,14 @@ impl Log {
         more
     }
 
+    /// Whether somebody listens to the bell and something was appended lately: since the last
+    /// `step`, or less than a second before it. Then room that is allocated ahead is wanted.
+    pub fn is_filled(&self, now: Instant) -> bool {
+        let idle = self.idle_since.lock();
+        let lately = now.saturating_duration_since(idle.1) < IDLE;
+        self.bell.is_heard() && (lately || idle.0 != self.appended())
+    }
+
     pub(crate) fn mark(&self) -> Result<()> {
         let appended = self.appended();
         {

@@ -136,14 +136,36 @@ impl Log {
             let held = self.gate.lock();
             held.has_open_segment() && held.prepared_count() == 0 && held.growable().is_none()
         };
-        if !wanted {
-            return Ok(false);
+        if wanted {
+            self.prepare_one(state)?;
         }
+        Ok(wanted)
+    }
+
+    /// Prepare the segment that writers go on with where `seal` ends the open one now, so that none
+    /// of them has to.
+    ///
+    /// # Errors
+    /// As `enter_write`; a full medium is not one, the writer who needs the room will meet it.
+    pub fn prepare_to_seal(&self) -> Result<()> {
+        let mut state = self.room.lock();
+        self.check_writable()?;
+        let wanted = {
+            let held = self.gate.lock();
+            held.has_open_segment() && held.prepared_count() == 0
+        };
+        match if wanted { self.prepare_one(&mut state) } else { Ok(()) } {
+            Err(LogError::Store(StoreError::Full { .. })) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn prepare_one(&self, state: &mut RoomState) -> Result<()> {
         let usual =
             u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
         let segment = self.prepare_segment(state, usual, 0)?;
         self.gate.lock().push_prepared(segment);
-        Ok(true)
+        Ok(())
     }
 
     /// Give back what is allocated ahead: whoever writes next allocates again. Result: how many

@@ -3,9 +3,9 @@
 
 mod crash;
 
-use crash::{Run, block_of};
+use crash::{Run, Step, block_of};
 use ramet_log::{Log, ObjectId, crc_blocks};
-use ramet_store::{FaultStore, Operation};
+use ramet_store::{Fault, FaultStore, Kept, Operation, Store, When};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -81,6 +81,64 @@ fn room_is_there_before_a_writer_has_to_make_it() {
     }
     assert_eq!(allocated_by_writers, 0);
     log.flush().expect("durable");
+}
+
+/// What a writer does of its own where the open segment was ended: it finds the next one.
+#[test]
+fn who_writes_after_a_seal_needs_to_make_nothing_where_that_was_prepared() {
+    for prepares in [false, true] {
+        let mut run = Run::new(0);
+        run.write(1, 0, 10).expect("written");
+        if prepares {
+            run.log().prepare_to_seal().expect("prepared");
+        }
+        run.log().seal().expect("sealed");
+        let made = |run: &Run| {
+            [Operation::Create, Operation::Allocate].map(|operation| run.store.count(operation))
+        };
+        let before = made(&run);
+        run.write(1, 0, 10).expect("written");
+        assert_eq!(made(&run) == before, prepares);
+        run.log().flush().expect("durable");
+        run.durable = run.said.len();
+        run.lose_power();
+    }
+}
+
+/// Something happens at every change from there to a flush behind it.
+#[test]
+fn a_power_loss_around_a_prepared_seal_loses_nothing() {
+    let write = |count| Step::Write { object: 1, first: 0, count };
+    let story = [write(10), Step::Seal, write(5), Step::Seal, Step::Seal, write(200), Step::Flush];
+    let mut whole = Run::new(0);
+    let first = whole.store.changes_count();
+    whole.play(&story).expect("without a fault nothing fails");
+    let changes = first..whole.store.changes_count();
+    assert!(changes.clone().count() > 20, "{changes:?}");
+    for (change, fault) in changes.flat_map(|at| [(at, Fault::PowerOff), (at, Fault::Error)]) {
+        let mut run = Run::new(0);
+        run.store.plan(When::Change(change), fault);
+        run.context = format!("{fault:?} at change {change}");
+        // What is only a hint may fail unnoticed.
+        let _ = run.play(&story);
+        run.log = None;
+        for kept in [Kept::Nothing, Kept::Random(change), Kept::Random(change + 1000)] {
+            run.check_survivor(run.store.crash(kept), &format!("{kept:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_full_medium_is_no_error_of_preparing_to_seal() {
+    let mut run = Run::new(0);
+    run.write(1, 0, 10).expect("written");
+    let (free_bytes, all_bytes) = run.store.space_bytes().expect("looked");
+    run.store.set_capacity(Some(all_bytes - free_bytes));
+    run.log().prepare_to_seal().expect("it is not there, and that is all");
+    run.log().seal().expect("sealed");
+    run.store.set_capacity(None);
+    run.write(1, 0, 10).expect("written");
+    run.log().flush().expect("durable");
 }
 
 #[test]

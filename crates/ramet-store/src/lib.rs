@@ -14,6 +14,7 @@ mod limit;
 mod mapping;
 mod memory;
 mod moment;
+mod turns;
 
 pub use error::StoreError;
 pub use fault::{Fault, FaultStore, Kept, Operation, When};
@@ -22,6 +23,7 @@ pub use limit::LimitStore;
 pub use mapping::Mapping;
 pub use memory::MemoryStore;
 pub use moment::Moment;
+pub use turns::LongTurns;
 
 use std::sync::Arc;
 

@@ -339,7 +339,14 @@ impl Run {
                 engine.step_reclaim(self.clock).map(drop)
             }),
             Step::Reclaim { all } => {
-                let reclaimed = engine.reclaim(*all, &mut |_| true)?;
+                let bell = engine.bell();
+                if *all {
+                    // As if there were a thread beside the writers: it makes their next segment.
+                    bell.wait(Duration::ZERO);
+                }
+                let reclaimed = engine.reclaim(*all, &mut |_| true);
+                bell.leave();
+                let reclaimed = reclaimed?;
                 self.totals.given_back_bytes += reclaimed.given_back_bytes;
                 Ok(())
             }

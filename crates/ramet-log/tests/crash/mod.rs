@@ -52,6 +52,8 @@ pub enum Step {
     Idle,
     /// The thread beside the writers comes.
     Help,
+    /// The open segment is ended, and the next one is there already.
+    Seal,
     Close,
     /// The process ends without a word, the machine goes on.
     Kill,
@@ -61,7 +63,7 @@ pub fn script(seed: u64) -> Vec<Step> {
     let mut random = Random(seed);
     let step = |_| {
         let (object, first) = (1 + random.below(3), random.below(1000));
-        match random.below(42) {
+        match random.below(44) {
             0..=20 => Step::Write { object, first, count: 1 + random.small(100) },
             21..=24 => Step::Clear { object, first, count: 1 + random.below(100) },
             25..=27 => Step::Record { length: 1 + random.small(10_000) },
@@ -70,6 +72,7 @@ pub fn script(seed: u64) -> Vec<Step> {
             35..=36 => Step::Idle,
             37..=38 => Step::Close,
             39 => Step::Kill,
+            40..=41 => Step::Seal,
             _ => Step::Help,
         }
     };
@@ -180,6 +183,12 @@ impl Run {
             Step::Help => {
                 self.log().write_out()?;
                 self.log().make_room_ahead()
+            }
+            Step::Seal => {
+                self.log().prepare_to_seal()?;
+                self.log().seal()?;
+                self.durable = self.said.len();
+                Ok(())
             }
             Step::Close => {
                 // No log: closing went well, opening failed, and the step is tried again.
