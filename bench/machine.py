@@ -96,6 +96,14 @@ class StolenTime:
         first = bisect_left(self.spans, begun_ns, key=lambda span: span[1])
         return any(span[0] <= ended_ns for span in self.spans[first : first + 8])
 
+    def part(self, window: tuple[int, int]) -> float:
+        """Say how much of a window lies in stolen time: 0 to 1."""
+        stolen_ns, reached = 0, window[0]
+        for begun_ns, ended_ns in self.spans:
+            stolen_ns += max(0, min(ended_ns, window[1]) - max(begun_ns, reached))
+            reached = max(reached, ended_ns)
+        return stolen_ns / (window[1] - window[0])
+
 
 def _stolen_ns() -> int:
     """Time that was stolen so far, of all processors; 0 where the system does not know."""
