@@ -6,7 +6,9 @@
 // Every test file uses a part of this.
 #![allow(dead_code)]
 
+use ramet_engine::{Engine, EngineError, Reclaimed};
 use ramet_store::{FaultStore, Store};
+use std::time::Duration;
 
 pub mod model;
 pub mod process;
@@ -48,4 +50,16 @@ pub fn damage_newer_slot(store: &FaultStore) {
 pub fn sampled(range: std::ops::Range<u64>, count: u64, seed: u64) -> Vec<u64> {
     let (mut random, all) = (Random(seed), range.end - range.start);
     range.filter(|_| all <= count || random.below(all) < count).collect()
+}
+
+/// Give back what is dead; all of it as if there were a thread beside the writers, which makes them
+/// prepare their next segment.
+pub fn reclaim(engine: &Engine, all: bool) -> Result<Reclaimed, EngineError> {
+    let bell = engine.bell();
+    if all {
+        bell.wait(Duration::ZERO);
+    }
+    let reclaimed = engine.reclaim(all, &mut |_| true);
+    bell.leave();
+    reclaimed
 }

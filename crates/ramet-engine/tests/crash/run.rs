@@ -339,15 +339,7 @@ impl Run {
                 engine.step_reclaim(self.clock).map(drop)
             }),
             Step::Reclaim { all } => {
-                let bell = engine.bell();
-                if *all {
-                    // As if there were a thread beside the writers: it makes their next segment.
-                    bell.wait(Duration::ZERO);
-                }
-                let reclaimed = engine.reclaim(*all, &mut |_| true);
-                bell.leave();
-                let reclaimed = reclaimed?;
-                self.totals.given_back_bytes += reclaimed.given_back_bytes;
+                self.totals.given_back_bytes += super::reclaim(&engine, *all)?.given_back_bytes;
                 Ok(())
             }
             Step::Close | Step::Kill => unreachable!("seen to above"),
