@@ -126,8 +126,8 @@ mod tests {
         assert!(!spin.is_worth_it(), "the client had something else to do");
     }
 
-    /// The story: where one request in twenty was late, on a busy machine, none was ever looked for,
-    /// and each took twice as long as with a server that always sleeps.
+    /// The story: where one request in twenty was late, on a busy machine, none was looked for in
+    /// the end, and each took twice as long as with a server that always sleeps.
     #[test]
     fn who_is_late_now_and_then_is_looked_for_all_the_same() {
         let (mut spin, mut found) = (Spin::default(), 0);
