@@ -75,7 +75,7 @@ def percentile_ms(values_ns: "list[int] | array", share: float) -> float:
 
 def first_in_line(process_id: int = 0) -> None:
     """Let a process, or this one, run before all others, so that its own wait is not measured."""
-    with suppress(PermissionError):
+    with suppress(PermissionError, ProcessLookupError):
         os.sched_setscheduler(process_id, os.SCHED_FIFO, os.sched_param(1))
 
 

@@ -53,13 +53,6 @@ def _field(path: Path, name: str) -> str:
     return "unknown"
 
 
-def stolen_seconds() -> float:
-    """Time in which a virtual machine's host ran something else although it had work, so far, of
-    all processors; 0 where the system does not know."""
-    fields = Path("/proc/stat").read_text().partition("\n")[0].split()
-    return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
-
-
 class StolenTime:
     """Watches, inside its block, when a virtual machine's host runs something else although there
     is work: nobody can tell that from a stall. The system counts it in hundredths of a second, so
@@ -88,21 +81,22 @@ class StolenTime:
             stolen, now_ns = _stolen_ns(), time.monotonic_ns()
             if stolen > before:
                 begun_ns = looked_ns - (stolen - before) - self._MARGIN_NS
+                # Disjoint, and so sorted by both ends.
+                while self.spans and self.spans[-1][1] >= begun_ns:
+                    begun_ns = min(begun_ns, self.spans.pop()[0])
                 self.spans.append((begun_ns, now_ns + self._MARGIN_NS))
             before, looked_ns = stolen, now_ns
 
     def touches(self, begun_ns: int, ended_ns: int) -> bool:
-        """Say whether some of a stretch of time was stolen. Spans are sorted by their ends."""
-        first = bisect_left(self.spans, begun_ns, key=lambda span: span[1])
-        return any(span[0] <= ended_ns for span in self.spans[first : first + 8])
+        """Say whether some of a stretch of time was stolen."""
+        next_one = bisect_left(self.spans, begun_ns, key=lambda span: span[1])
+        return next_one < len(self.spans) and self.spans[next_one][0] <= ended_ns
 
     def part(self, window: tuple[int, int]) -> float:
         """Say how much of a window lies in stolen time: 0 to 1."""
-        stolen_ns, reached = 0, window[0]
-        for begun_ns, ended_ns in self.spans:
-            stolen_ns += max(0, min(ended_ns, window[1]) - max(begun_ns, reached))
-            reached = max(reached, ended_ns)
-        return stolen_ns / (window[1] - window[0])
+        first, last = window
+        inside = (max(0, min(ended, last) - max(begun, first)) for begun, ended in self.spans)
+        return sum(inside) / (last - first)
 
 
 def _stolen_ns() -> int:
