@@ -1,7 +1,7 @@
 //! The socket file, the connection limit, and what silent clients cost.
 
 use crate::common::memory::{MemoryDevice, MemoryExports};
-use crate::common::raw::{Client, READ, WRITE};
+use crate::common::raw::{Client, FLUSH, READ, WRITE, request};
 use crate::common::{Directory, Served, VOLUME};
 use ramet_engine::Kind;
 use ramet_nbd::{Limits, NbdError, NbdServer};
@@ -219,4 +219,35 @@ fn clients_that_announce_much_and_send_nothing_do_not_hold_others_up() {
     assert_eq!(client.write(0, 0, b"x"), 0);
     assert_eq!(served.server.connections_count(), 101);
     drop(silent);
+}
+
+/// A connection is waited for by a thread of its own, which then holds nothing that others need.
+#[test]
+fn who_stops_in_a_payload_or_takes_no_replies_holds_up_no_other_volume() {
+    const READS_COUNT: u64 = 50;
+    let served = Served::new();
+    served.exports.add("other", 9, MemoryDevice::new(1 << 20));
+    let mut half = served.attach("volume");
+    half.send_request(0, WRITE, 1, (0, 1 << 20));
+    half.send(&vec![1; 1 << 19]);
+    let mut deaf = served.attach("volume");
+    let reads: Vec<u8> =
+        (0..READS_COUNT).flat_map(|cookie| request(0, READ, cookie, (0, 1 << 20))).collect();
+    deaf.send(&reads);
+    // The first reply is more than its socket holds.
+    while served.volume.reads.lock().is_empty() {
+        std::thread::yield_now();
+    }
+    for mut other in [served.attach("other"), served.attach("other")] {
+        assert_eq!(other.write(0, 0, &vec![2; 1 << 20]), 0);
+        assert_eq!(other.ask(0, FLUSH, (0, 0)), 0);
+        assert_eq!(other.read(0, 1 << 20), vec![2; 1 << 20]);
+    }
+    assert!(served.volume.reads.lock().len() < 10, "its replies wait for it to take them");
+    half.send(&vec![1; 1 << 19]);
+    assert_eq!(half.reply(), (0, 1));
+    for cookie in 0..READS_COUNT {
+        assert_eq!(deaf.reply(), (0, cookie));
+        deaf.receive(1 << 20);
+    }
 }
