@@ -5,7 +5,8 @@ use crate::common::raw::{
     ERROR_OFFSET, EXTENDED_HEADERS, FLUSH, HOLE, READ, STRUCTURED_REPLY, TRIM, WRITE, WRITE_ZEROES,
     be_u32, be_u64, error_of, request,
 };
-use crate::common::{Served, VOLUME_BYTES};
+use crate::common::{ENGINE_ERRORS, Served, VOLUME_BYTES};
+use ramet_engine::Kind;
 use std::sync::atomic::Ordering::SeqCst;
 
 const EPERM: u32 = 1;
@@ -167,14 +168,64 @@ fn errors_come_with_a_text_and_the_connection_goes_on() {
         assert_eq!((found, at, chunk.done, chunk.cookie), (errno, None, true, 3), "{command}");
         assert!(!text.is_empty());
     }
-    served.volume.fail_with(Some(ramet_engine::Kind::Full));
-    client.send_request(0, TRIM, 4, (0, 4096));
-    assert_eq!(error(&client.chunk()), (ENOSPC, "the test ordered it".to_owned(), None));
-    client.send_request(0, READ, 4, (0, 4096));
-    assert_eq!(error(&client.chunk()), (ENOSPC, "the test ordered it".to_owned(), None));
-    served.volume.fail_with(None);
     assert_eq!(client.write(FUA, 0, b"alive"), 0, "done without data is a simple reply");
     assert_eq!(content(&read(&mut client, 0, (0, 5))[0]), (0, Ok(&b"alive"[..])));
+}
+
+#[test]
+fn every_kind_of_engine_error_has_its_errno_and_its_text_on_every_command() {
+    let served = Served::new();
+    let mut structured = served.attach_structured("volume", &[]);
+    let mut extended = served.attach_extended("volume", &[]);
+    for (kind, errno) in ENGINE_ERRORS {
+        served.volume.fail_with(Some(kind));
+        let told = (errno, "the test ordered it".to_owned(), None);
+        for command in [READ, WRITE, TRIM, CACHE, WRITE_ZEROES, FLUSH] {
+            let (flags, payload) =
+                if command == WRITE { (PAYLOAD_LEN, &[1; 4096][..]) } else { (0, &[][..]) };
+            let length_bytes = if command == FLUSH { 0 } else { 4096 };
+            structured.send_request(0, command, 4, (0, length_bytes));
+            structured.send(payload);
+            assert_eq!(error(&structured.chunk()), told, "{kind:?} of {command}");
+            extended.send_extended(flags, command, 4, (0, u64::from(length_bytes)));
+            extended.send(payload);
+            assert_eq!(error(&extended.extended_chunk(0)), told, "{kind:?} of {command}");
+        }
+    }
+    served.volume.fail_with(None);
+    assert_eq!(structured.write(FUA, 0, b"alive"), 0);
+    assert_eq!(extended.ask_extended(0, FLUSH, (0, 0)), 0);
+}
+
+/// Where its chunks were planned already, an error takes the place of the first with data.
+#[test]
+fn a_read_that_fails_after_its_map_was_looked_at_is_an_error_of_its_kind() {
+    let served = Served::new();
+    let mut structured = served.attach_structured("volume", &[]);
+    let mut extended = served.attach_extended("volume", &[]);
+    assert_eq!(structured.write(0, 4096, &[7; 4096]), 0);
+    for (kind, errno) in ENGINE_ERRORS {
+        let damaged_at = (kind == Kind::Corrupt).then_some(BLOCK);
+        let told = (errno, "the test ordered it".to_owned(), damaged_at);
+        let fail = || {
+            served.volume.read_gate.wait_for_caller();
+            served.volume.fail_with(Some(kind));
+            served.volume.read_gate.open();
+        };
+        served.volume.fail_with(None);
+        served.volume.read_gate.close();
+        structured.send_request(0, READ, 5, (0, 8192));
+        fail();
+        let chunks = structured.chunks();
+        assert_eq!((chunks.len(), content(&chunks[0])), (2, (0, Err(4096))), "{kind:?}");
+        assert_eq!(error(&chunks[1]), told, "{kind:?}");
+        served.volume.fail_with(None);
+        served.volume.read_gate.close();
+        extended.send_extended(0, READ, 5, (0, 8192));
+        fail();
+        assert_eq!(content(&extended.extended_chunk(0)), (0, Err(4096)), "{kind:?}");
+        assert_eq!(error(&extended.extended_chunk(0)), told, "{kind:?}");
+    }
 }
 
 #[test]

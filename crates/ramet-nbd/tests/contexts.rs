@@ -6,12 +6,11 @@ use crate::common::raw::{
     LIST_META_CONTEXT, SET_META_CONTEXT, STATUS, STATUS_EXT, STRUCTURED_REPLY, be_u32, be_u64,
     context_data, error_of, info_data,
 };
-use crate::common::{SNAPSHOT, Served, VOLUME_BYTES};
+use crate::common::{ENGINE_ERRORS, SNAPSHOT, Served, VOLUME_BYTES};
 
 const ALLOCATION: &str = "base:allocation";
 const DIRTY: &str = "qemu:dirty-bitmap:snapshot";
 const EINVAL: u32 = 22;
-const ENOSPC: u32 = 28;
 const REQ_ONE: u16 = 8;
 const PAYLOAD_LEN: u16 = 32;
 const HOLE: u64 = 3;
@@ -292,12 +291,19 @@ fn the_payload_of_status_is_offered_with_extended_headers_and_contexts_only() {
 }
 
 #[test]
-fn an_error_of_the_device_is_told_instead_of_a_status() {
+fn every_kind_of_engine_error_is_told_instead_of_a_status() {
     let served = Served::new();
-    let mut client = served.attach_structured("volume", &[ALLOCATION]);
-    served.volume.fail_with(Some(ramet_engine::Kind::Full));
-    client.send_request(0, BLOCK_STATUS, 1, (0, 512));
-    assert_eq!(error_of(&client.chunk()), ENOSPC);
-    served.volume.fail_with(None);
-    assert_eq!(status(&mut client, 0, (0, 512)), [(0, vec![(512, HOLE)])]);
+    for context in [ALLOCATION, DIRTY] {
+        let mut client = served.attach_structured("volume", &[context]);
+        let mut extended = served.attach_extended("volume", &[context]);
+        let before = status(&mut client, 0, (0, 512));
+        for (kind, errno) in ENGINE_ERRORS {
+            served.volume.fail_with(Some(kind));
+            client.send_request(0, BLOCK_STATUS, 1, (0, 512));
+            assert_eq!(error_of(&client.chunk()), errno, "{kind:?}");
+            assert_eq!(extended.ask_extended(0, BLOCK_STATUS, (0, 512)), errno, "{kind:?}");
+        }
+        served.volume.fail_with(None);
+        assert_eq!(status(&mut client, 0, (0, 512)), before);
+    }
 }

@@ -3,8 +3,7 @@
 use crate::common::raw::{
     CACHE, Client, DISC, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, info_data, request,
 };
-use crate::common::{Served, VOLUME_BYTES};
-use ramet_engine::Kind;
+use crate::common::{ENGINE_ERRORS, Served, VOLUME_BYTES};
 use std::net::Shutdown;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -181,27 +180,36 @@ fn a_snapshot_is_read_and_never_written() {
 fn every_kind_of_engine_error_has_its_errno_on_every_command() {
     let served = Served::new();
     let mut client = served.attach("volume");
-    let table = [
-        (Kind::Invalid, EINVAL),
-        (Kind::Forbidden, EPERM),
-        (Kind::Full, ENOSPC),
-        (Kind::Corrupt, EIO),
-        (Kind::Unavailable, EIO),
-        (Kind::NotFound, EIO),
-        (Kind::Conflict, EIO),
-        (Kind::Busy, EIO),
-        (Kind::Internal, EIO),
-    ];
-    for (kind, errno) in table {
+    for (kind, errno) in ENGINE_ERRORS {
         served.volume.fail_with(Some(kind));
         assert_eq!(client.ask(0, READ, (0, 4096)), errno, "{kind:?}");
         assert_eq!(client.write(0, 0, b"x"), errno, "{kind:?}");
         assert_eq!(client.ask(0, TRIM, (0, 512)), errno, "{kind:?}");
         assert_eq!(client.ask(0, WRITE_ZEROES, (0, 512)), errno, "{kind:?}");
+        assert_eq!(client.ask(0, CACHE, (0, 512)), errno, "{kind:?}");
         assert_eq!(client.ask(0, FLUSH, (0, 0)), errno, "{kind:?}");
     }
     served.volume.fail_with(None);
     assert_alive(&mut client);
+}
+
+/// A damaged block is an error for who comes upon it, and so tells what was read.
+#[test]
+fn a_cache_request_reads_what_is_mapped_of_its_first_32_mib() {
+    let served = Served::new();
+    let mut client = served.attach("volume");
+    let cut = 4096 + (32 << 20);
+    for offset in [4096, cut - 4096, cut] {
+        assert_eq!(client.write(0, offset, &[7; 4096]), 0);
+    }
+    let all = (4096, u32::try_from(VOLUME_BYTES).unwrap() - 4096);
+    assert_eq!(client.ask(0, CACHE, all), 0);
+    let read: Vec<u64> = served.volume.reads.lock().iter().map(|it| it.0).collect();
+    assert_eq!(read, [4096, cut - 4096]);
+    for (damaged, errno) in [(4096, EIO), (cut - 1, EIO), (cut, 0)] {
+        *served.volume.damaged_offset_bytes.lock() = Some(damaged);
+        assert_eq!(client.ask(0, CACHE, all), errno, "block of byte {damaged}");
+    }
 }
 
 #[test]

@@ -98,6 +98,10 @@ impl MemoryDevice {
 
     fn check(&self) -> Result<(), EngineError> {
         self.calls_count.fetch_add(1, Ordering::SeqCst);
+        self.fail_if_ordered()
+    }
+
+    fn fail_if_ordered(&self) -> Result<(), EngineError> {
         match *self.failure.lock() {
             Some(kind) => Err(EngineError::new(kind, "ordered", "the test ordered it")),
             None => Ok(()),
@@ -161,9 +165,7 @@ impl BlockDevice for MemoryDevice {
         length_bytes: u64,
         sink: &mut ExtentSink<'_>,
     ) -> Result<(), EngineError> {
-        if let Some(kind) = *self.failure.lock() {
-            return Err(EngineError::new(kind, "ordered", "the test ordered it"));
-        }
+        self.fail_if_ordered()?;
         let bytes = self.bytes.read();
         tell(offset_bytes, length_bytes, sink, |block| bytes[block].iter().any(|byte| *byte != 0));
         Ok(())
@@ -355,6 +357,7 @@ impl Changes for Differs {
         length_bytes: u64,
         sink: &mut ExtentSink<'_>,
     ) -> Result<(), EngineError> {
+        self.after.fail_if_ordered()?;
         let (before, after) = (self.before.bytes.read(), self.after.bytes.read());
         tell(offset_bytes, length_bytes, sink, |block| {
             let after = &after[block.clone()];

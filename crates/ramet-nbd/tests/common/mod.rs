@@ -4,6 +4,7 @@ pub mod memory;
 pub mod raw;
 
 use memory::{MemoryDevice, MemoryExports};
+use ramet_engine::Kind;
 use ramet_nbd::{Limits, NbdServer};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,19 @@ pub const VOLUME_BYTES: usize = 64 << 20;
 pub const VOLUME: u64 = 7;
 /// Object id of the snapshot beside it.
 pub const SNAPSHOT: u64 = 8;
+
+/// Every kind of engine error, and its errno on the wire.
+pub const ENGINE_ERRORS: [(Kind, u32); 9] = [
+    (Kind::Invalid, 22),
+    (Kind::Forbidden, 1),
+    (Kind::Full, 28),
+    (Kind::Corrupt, 5),
+    (Kind::Unavailable, 5),
+    (Kind::NotFound, 5),
+    (Kind::Conflict, 5),
+    (Kind::Busy, 5),
+    (Kind::Internal, 5),
+];
 
 /// A directory that is removed when the test ends.
 pub struct Directory(pub PathBuf);
