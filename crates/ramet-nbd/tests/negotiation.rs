@@ -50,6 +50,22 @@ fn export_name_leaves_the_zeroes_out_when_asked() {
     assert_eq!(client.read(0, 1), [0x5a]);
 }
 
+/// A client that knows no fixed newstyle has this option only, and may do without the zeroes too.
+#[test]
+fn a_client_without_fixed_newstyle_is_served() {
+    let served = Served::new();
+    for (flags, zeroes_count) in [(0, 124), (2, 0)] {
+        let mut client = served.connect();
+        client.greet(flags);
+        client.send_option(EXPORT_NAME, b"volume");
+        let mut expected = export_info(VOLUME_BYTES, VOLUME_FLAGS)[2..].to_vec();
+        expected.resize(10 + zeroes_count, 0);
+        assert_eq!(client.receive(10 + zeroes_count), expected);
+        assert_eq!(client.write(0, 0, b"plain"), 0);
+        assert_eq!(client.read(0, 5), b"plain");
+    }
+}
+
 #[test]
 fn export_name_of_an_unknown_or_malformed_name_ends_the_connection() {
     let served = Served::new();
