@@ -1,10 +1,13 @@
 //! Ending connections: of some objects by force, of all when the server closes.
 
 use crate::common::memory::MemoryDevice;
-use crate::common::raw::{ERR_SHUTDOWN, ERR_UNKNOWN, FLUSH, READ, WRITE, info_data, request};
+use crate::common::raw::{
+    ERR_SHUTDOWN, ERR_UNKNOWN, FLUSH, READ, WRITE, error_of, info_data, request,
+};
 use crate::common::{SNAPSHOT, Served, VOLUME};
 use ramet_engine::Kind;
 use ramet_nbd::{Limits, NbdError};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -83,6 +86,28 @@ fn a_stalled_write_of_a_dead_connection_lands_before_its_successor_is_served() {
         assert_eq!(served.volume.changes_count.load(SeqCst), 2, "the late one was canceled");
         assert_eq!(served.exports.attached_count(), 2);
     }
+}
+
+/// It may have sent all that it wanted to, and wait for the answers.
+#[test]
+fn a_client_that_is_half_closed_is_not_gone_for_its_successor() {
+    let served = Served::new();
+    let mut half = served.attach("volume");
+    served.volume.write_gate.close();
+    let mut bytes = request(0, WRITE, 1, (0, 4));
+    bytes.extend(b"half");
+    bytes.extend(request(0, READ, 2, (0, 4)));
+    half.send(&bytes);
+    served.volume.write_gate.wait_for_caller();
+    half.stream.shutdown(Shutdown::Write).unwrap();
+    let mut successor = served.attach("volume");
+    assert_eq!(successor.read(0, 4), [0; 4], "served while the other's write is held up");
+    served.volume.write_gate.open();
+    assert_eq!(half.reply(), (0, 1));
+    assert_eq!(half.reply(), (0, 2));
+    assert_eq!(half.receive(4), b"half");
+    half.expect_end();
+    assert_eq!(successor.read(0, 4), b"half");
 }
 
 #[test]
@@ -215,20 +240,27 @@ fn close_answers_what_was_received_and_then_ends() {
 
 #[test]
 fn a_device_that_becomes_unavailable_while_closing_is_eshutdown() {
-    let served = Served::new();
-    let mut client = served.attach("volume");
-    served.volume.write_gate.close();
-    client.send_request(0, WRITE, 1, (0, 1));
-    client.send(b"x");
-    served.volume.write_gate.wait_for_caller();
-    std::thread::scope(|scope| {
-        let closing = scope.spawn(|| served.server.close());
-        wait_until_nobody_listens(&served);
-        served.volume.fail_with(Some(Kind::Unavailable));
-        served.volume.write_gate.open();
-        assert_eq!(client.reply(), (ESHUTDOWN, 1));
-        closing.join().unwrap().unwrap();
-    });
+    for structured in [false, true] {
+        let served = Served::new();
+        let mut client = if structured {
+            served.attach_structured("volume", &[])
+        } else {
+            served.attach("volume")
+        };
+        served.volume.write_gate.close();
+        client.send_request(0, WRITE, 1, (0, 1));
+        client.send(b"x");
+        served.volume.write_gate.wait_for_caller();
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| served.server.close());
+            wait_until_nobody_listens(&served);
+            served.volume.fail_with(Some(Kind::Unavailable));
+            served.volume.write_gate.open();
+            let error = if structured { error_of(&client.chunk()) } else { client.reply().0 };
+            assert_eq!(error, ESHUTDOWN);
+            closing.join().unwrap().unwrap();
+        });
+    }
 }
 
 #[test]
