@@ -118,10 +118,8 @@ def test_requests_of_length_zero_change_nothing(pool: ramet.Pool, socket_path: P
     assert pool.diff("db@1", "db").extents == []
 
 
-def test_a_snapshot_refuses_every_change_and_is_read_on(
-    pool: ramet.Pool, socket_path: Path
-) -> None:
-    with nbd_client.connect(socket_path, "db@1") as client:
+def assert_refuses_changes(socket_path: Path, export: str) -> None:
+    with nbd_client.connect(socket_path, export) as client:
         assert client.flags & nbd_client.READ_ONLY
         for call in (
             lambda: client.write(0, b"!" * BLOCK_BYTES),
@@ -136,7 +134,21 @@ def test_a_snapshot_refuses_every_change_and_is_read_on(
             assert caught.value.errno == errno.EPERM
         client.flush()
         assert client.read(0, SIZE_BYTES) == b"x" * SIZE_BYTES
+
+
+def test_a_snapshot_refuses_every_change_and_is_read_on(
+    pool: ramet.Pool, socket_path: Path
+) -> None:
+    assert_refuses_changes(socket_path, "db@1")
     assert pool.get("db@1").read(0, SIZE_BYTES) == b"x" * SIZE_BYTES
+
+
+def test_a_volume_of_a_pool_that_is_open_for_reading_refuses_every_change(
+    pool: ramet.Pool, socket_path: Path, pool_path: Path
+) -> None:
+    pool.close()
+    with ramet.open(pool_path, read_only=True) as reading, reading.serve_nbd(socket_path):
+        assert_refuses_changes(socket_path, "db")
 
 
 @pytest.mark.parametrize("magic", [0, REQUEST_MAGIC ^ 1, 0x21E4_1C71, 2**32 - 1])
