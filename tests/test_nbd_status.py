@@ -179,6 +179,28 @@ def test_status_of_terabytes_is_one_request_and_told_in_bounded_replies(
     assert volume.record().mapped_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "longest", "extended"),
+    [(64 * TIB, 64 * TIB, True), (4 * TIB, 2**32 - BLOCK_BYTES, False)],
+    ids=["at once", "in requests of 32 bits"],
+)
+def test_terabytes_are_trimmed(
+    pool: ramet.Pool, socket_path: Path, size: int, longest: int, extended: bool
+) -> None:
+    volume = pool.create_volume("db", size)
+    with connect(socket_path, "db", ALLOCATION, extended=extended) as client:
+        places = (0, TIB + 5 * BLOCK_BYTES, size - BLOCK_BYTES)
+        for at in places:
+            client.write(at, b"x" * BLOCK_BYTES)
+        told = client.whole_status(ALLOCATION)
+        assert blocks_with(told, DATA) == {at // BLOCK_BYTES for at in places}
+        for at in range(0, size, longest):
+            client.trim(at, min(longest, size - at))
+        assert client.whole_status(ALLOCATION) == [(size, HOLE)]
+        assert [client.read(at, 1) for at in places] == [b"\0"] * 3
+    assert volume.record().mapped_bytes == 0
+
+
 def test_changes_are_told_since_any_snapshot_of_the_family_and_no_other(
     pool: ramet.Pool, socket_path: Path
 ) -> None:
