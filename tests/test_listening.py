@@ -142,39 +142,67 @@ def test_a_service_that_cannot_listen_says_why_and_ends(served_pool: Path, tmp_p
     assert [path.name for path in served_pool.glob("*.sock")] == []
 
 
+def reload(served: Serving, expected: str) -> None:
+    """Let it read its files again; it must say so."""
+
+    def heard() -> list[str]:
+        return [line for line in served.said if line.startswith(("reloaded", "not reloaded"))]
+
+    heard_count = len(heard())
+    os.kill(served.process_id, signal.SIGHUP)
+    while len(heard()) == heard_count:
+        assert served.running
+    assert heard()[-1].startswith(expected)
+
+
+def fetch(served: Serving, export: str, certificates: Path) -> int:
+    """Ask for the size with TLS. Result: the exit code."""
+    host, port = tcp_address(served)
+    uri = f"nbds://{host}:{port}/{export}?tls-certificates={certificates}"
+    return programs.finish("nbdinfo", "--size", uri).returncode
+
+
 @pytest.mark.slow
-def test_certificates_and_the_allow_list_are_read_again_at_sighup(
-    served_pool: Path, tmp_path: Path
-) -> None:
+def test_certificates_are_read_again_at_sighup(served_pool: Path, tmp_path: Path) -> None:
     first, second = Authority(tmp_path / "first"), Authority(tmp_path / "second", "second")
     certificate, key = first.server(tmp_path / "server")
     options = ("--nbd", "tcp:127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key)
 
-    def fetch(authority: Authority) -> int:
-        """Ask for the size, trusting this authority. Result: the exit code."""
-        host, port = tcp_address(served)
-        directory = tmp_path / "trusted"
-        directory.mkdir(exist_ok=True)
-        (directory / "ca-cert.pem").write_bytes(authority.certificate.read_bytes())
-        uri = f"nbds://{host}:{port}/db?tls-certificates={directory}"
-        return programs.finish("nbdinfo", "--size", uri).returncode
-
-    def reload(expected: str) -> None:
-        def heard() -> list[str]:
-            return [line for line in served.said if line.startswith(("reloaded", "not reloaded"))]
-
-        heard_count = len(heard())
-        os.kill(served.process_id, signal.SIGHUP)
-        while len(heard()) == heard_count:
-            assert served.running
-        assert heard()[-1].startswith(expected)
+    def trusted() -> tuple[int, int]:
+        """Ask for the size, trusting each authority. Result: the exit codes."""
+        return fetch(served, "db", first.directory), fetch(served, "db", second.directory)
 
     with serving(served_pool, *options) as served:
         programs.find("nbdinfo")
-        assert (fetch(first), fetch(second)) == (0, 1)
+        assert trusted() == (0, 1)
         second.server(tmp_path / "server")
-        reload("reloaded: ")
-        assert (fetch(first), fetch(second)) == (1, 0)
+        reload(served, "reloaded: ")
+        assert trusted() == (1, 0)
         key.write_text("no key")
-        reload("not reloaded, what there was is used on: nbd_tls_file: ")
-        assert (fetch(first), fetch(second)) == (1, 0)
+        reload(served, "not reloaded, what there was is used on: nbd_tls_file: ")
+        assert trusted() == (1, 0)
+
+
+@pytest.mark.slow
+def test_the_allow_list_is_read_again_at_sighup(served_pool: Path, tmp_path: Path) -> None:
+    run("-p", served_pool, "volume", "create", "other", "--size", "1MiB")
+    authority = Authority(tmp_path / "authority")
+    certificate, key = authority.server(tmp_path / "server")
+    client, allow = authority.client(tmp_path / "client", "host-1"), tmp_path / "allow"
+    options = ("--nbd", "tcp:127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key)
+    options += ("--tls-clients", authority.certificate, "--tls-allow", allow)
+
+    def opened() -> list[str]:
+        return [export for export in ("db", "other") if fetch(served, export, client) == 0]
+
+    allow.write_text("host-1 db\n")
+    with serving(served_pool, *options) as served:
+        programs.find("nbdinfo")
+        assert opened() == ["db"]
+        allow.write_text("host-1 other\n")
+        assert opened() == ["db"], "nobody told it to read the list"
+        reload(served, "reloaded: ")
+        assert opened() == ["other"]
+        allow.write_text("host-1 # and nothing for it\n")
+        reload(served, "not reloaded, what there was is used on: nbd_tls_file: ")
+        assert opened() == ["other"]
