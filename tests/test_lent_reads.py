@@ -18,10 +18,15 @@ MIB = 1 << 20
 SIZE_BYTES = 4 * MIB
 READ_BYTES = 128 << 10
 READ_REQUEST, REPLY_BYTES = ">IHHQQI", 16
+READ, WRITE = 0, 1
+REPLY = struct.pack(">IIQ", 0x67446698, 0, 0)
 REQUEST_MAGIC = 0x25609513
 # After a read that was slow, as many are copied, and some more.
 WARM_COUNT = 400
 LOOKS_MAX = 20
+ROUNDS_COUNT = 10
+# A batch reads as much and writes half of it at most, which a socket holds: sending it ends.
+BATCH_BYTES = 256 << 10
 
 
 def make_pool(pool_path: Path, draw: random.Random) -> bytes:
@@ -101,6 +106,33 @@ def test_a_medium_that_fails_under_a_mapping_is_an_error_of_the_read(
 def connect(served: Serving, directory: Path) -> NbdClient:
     served.nbd_path = directory / "nbd.sock"
     return served.connect("v")
+
+
+@pytest.mark.random
+def test_a_read_has_the_bytes_of_before_the_write_that_follows_it(
+    pool_path: Path, randomness: random.Random
+) -> None:
+    """They are sent together: a read, a write over a part of it, and the same read again."""
+    content = bytearray(make_pool(pool_path, randomness))
+    with serving(pool_path) as served, served.connect("v") as client:
+        warm(client, 0)
+        for length in (512, BLOCK_BYTES, 3 * BLOCK_BYTES + 1, READ_BYTES) * ROUNDS_COUNT:
+            at = randomness.randrange(SIZE_BYTES - length)
+            batch, answers = b"", []
+            for _ in range(BATCH_BYTES // length // 2):
+                read = struct.pack(READ_REQUEST, REQUEST_MAGIC, 0, READ, 0, at, length)
+                start = randomness.randrange(length)
+                data = randomness.randbytes(randomness.randint(1, length - start))
+                write = (REQUEST_MAGIC, 0, WRITE, 0, at + start, len(data))
+                batch += read + struct.pack(READ_REQUEST, *write) + data + read
+                answers += [bytes(content[at : at + length]), b""]
+                content[at + start : at + start + len(data)] = data
+                answers.append(bytes(content[at : at + length]))
+            client.stream.sendall(batch)
+            for answer in answers:
+                assert receive(client.stream, REPLY_BYTES) == REPLY
+                assert receive(client.stream, len(answer)) == answer
+        assert client.read(0, SIZE_BYTES) == content
 
 
 def test_a_client_that_takes_nothing_holds_no_file_up(
