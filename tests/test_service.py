@@ -18,7 +18,7 @@ import nbd_client
 import programs
 import ramet as ramet_api
 from ramet.config import find_api_socket, find_nbd_socket, format_nbd_uri
-from serving import RAMET, Serving, make_pool, ramet, run_ramet, serving
+from serving import RAMET, Serving, make_pool, ramet, run_ramet, serving, take_snapshots
 
 MIB = 2**20
 END_SECONDS_MAX = 10
@@ -372,6 +372,32 @@ def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 # Commands beside it
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("volume", "resize", "db", "512KiB", "--shrink"),
+        ("volume", "freeze", "db"),
+        ("volume", "revert", "db", "db@1"),
+        ("delete", "db"),
+    ],
+    ids=["shrink", "freeze", "revert", "delete"],
+)
+def test_what_is_attached_is_in_the_way_of_a_command_unless_forced(
+    served: Serving, command: tuple[str, ...]
+) -> None:
+    with served.verbs() as verbs:
+        take_snapshots(verbs, ["db"], "db@1")
+    with served.connect("db") as client:
+        client.write(0, b"x")
+        refused = run_ramet("-p", served.pool_path, *command)
+        assert refused.returncode == 5
+        assert refused.stderr.startswith("error: object_attached: ")
+        assert client.read(0, 1) == b"x"
+        ramet("-p", served.pool_path, *command, "--force")
+        with pytest.raises(ConnectionError):
+            client.read(0, 1)
 
 
 def test_a_command_whose_service_is_killed_meanwhile_says_so(pool: Path) -> None:

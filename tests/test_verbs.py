@@ -1,9 +1,11 @@
 """Freeze, resize, tags, group revert and diff: what users expect, and what is refused."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
+import nbd_client
 import ramet
 from ramet.errors import BusyError, ConflictError, InvalidError, NotFoundError, ReadOnlyError
 
@@ -217,22 +219,42 @@ def test_diff_of_unrelated_volumes(pool: ramet.Pool) -> None:
 def test_what_is_attached_is_not_frozen_nor_shrunk_unless_forced(
     pool: ramet.Pool, tmp_path: Path
 ) -> None:
-    from ramet.demo.probe import Probe
-
     volume = pool.create_volume("db", "1MiB")
-    with pool.serve_nbd(tmp_path / "nbd.sock") as server:
-        first = Probe(Path(server.socket_path), "db")
-        first.write(0, b"x" * 512)
-        with pytest.raises(BusyError):
-            volume.freeze()
-        with pytest.raises(BusyError):
-            volume.resize("512KiB", shrink=True)
+    path = tmp_path / "nbd.sock"
+    with pool.serve_nbd(path):
+        for size_bytes, change in (
+            (MIB, lambda force: volume.resize("512KiB", shrink=True, force=force)),
+            (MIB // 2, lambda force: volume.freeze(force=force)),
+        ):
+            with nbd_client.connect(path, "db") as client:
+                client.write(0, b"x" * 512)
+                with pytest.raises(BusyError) as caught:
+                    change(False)
+                assert caught.value.code == "object_attached"
+                assert (client.size, client.read(0, 1)) == (size_bytes, b"x")
+                change(True)
+                with pytest.raises(ConnectionError):
+                    client.read(0, 1)
+        assert pool.get("db").read(0, MIB // 2) == b"x" * 512 + bytes(MIB // 2 - 512)
+        assert pool.record("db").kind == "snapshot"
+
+
+def test_a_volume_grows_under_a_connection_that_keeps_the_size_it_began_with(
+    pool: ramet.Pool, tmp_path: Path
+) -> None:
+    volume = pool.create_volume("db", "1MiB")
+    path = tmp_path / "nbd.sock"
+    with pool.serve_nbd(path), nbd_client.connect(path, "db") as before:
         volume.resize("2MiB")
-        volume.resize("1MiB", shrink=True, force=True)
-        assert volume.size_bytes == MIB
-        second = Probe(Path(server.socket_path), "db")
-        assert second.size_bytes == MIB
-        frozen = volume.freeze(force=True)
-        assert frozen.read(0, 1) == b"x"
-        first.stream.close()
-        second.stream.close()
+        for call, expected in (
+            (lambda: before.read(MIB - 1, 2), errno.EINVAL),
+            (lambda: before.write(MIB, b"x"), errno.ENOSPC),
+        ):
+            with pytest.raises(nbd_client.NbdError) as caught:
+                call()
+            assert caught.value.errno == expected
+        before.write(MIB - 1, b"x")
+        with nbd_client.connect(path, "db") as after:
+            assert (before.size, after.size) == (MIB, 2 * MIB)
+            after.write(2 * MIB - 1, b"y")
+            assert after.read(MIB - 1, 2) == b"x\0"
