@@ -25,6 +25,7 @@ SIZE_BYTES = 16 * MIB
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED = 1, 2, 3, 5, 6, 7, 8
 LIST_CONTEXT, SET_CONTEXT, EXTENDED = 9, 10, 11
 UNSUPPORTED, POLICY, INVALID, TLS_REQUIRED, UNKNOWN = (1 << 31 | it for it in (1, 2, 3, 5, 6))
+HANDSHAKE_SECONDS_MAX = 10
 OPTIONS = (LIST, INFO, GO, STRUCTURED, LIST_CONTEXT, SET_CONTEXT, EXTENDED, 99)
 
 
@@ -170,6 +171,32 @@ def test_what_was_agreed_on_before_tls_is_void(served_pool: ramet.Pool, pki: Pki
                 assert NbdClient(encrypted, *go(encrypted, "db")).read(0, 2) == b"xx"
         with greet(host_and_port(server)) as stream:
             assert NbdClient(stream, *go(stream, "db")).read(0, 2) == b"xx", "plain is served too"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"IHAVEOPT" + struct.pack(">II", LIST, 0),
+        b"\x16\x03\x01\xff\xff" + b"a record that is longer than any",
+        bytes(100),
+    ],
+    ids=["another protocol", "an option", "a long record", "zeros"],
+)
+def test_garbage_in_place_of_tls_ends_its_connection_only(
+    address: tuple[str, int], pki: Pki, garbage: bytes
+) -> None:
+    with encrypt(greet(address), pki.nobody) as other, greet(address) as stream:
+        assert ask(stream, STARTTLS, b"") == []
+        stream.sendall(garbage)
+        stream.settimeout(HANDSHAKE_SECONDS_MAX / 2)
+        # An alert may say so, then comes the end.
+        with contextlib.suppress(ConnectionError):
+            while stream.recv(MIB):
+                pass
+        assert NbdClient(other, *go(other, "db")).read(0, 2) == b"xx"
+    with encrypt(greet(address), pki.nobody) as encrypted:
+        assert listed(encrypted) == ["db", "other"]
 
 
 @pytest.mark.slow
