@@ -20,9 +20,14 @@ LEFT_BYTES_MAX = 10 * MIB
 """What a crowd may leave behind, and another one after it: the allocator's arenas keep some."""
 OPEN_BYTES_MAX = 32 * MIB
 """While they are there: each has a thread, which touches two pages or three of its stack, and a
-buffer a few times as large as what it sent."""
-KINDS_COUNT = 6
+buffer a few times as large as what it sent, or as one of its replies."""
+KINDS_COUNT = 8
 STARTTLS = 5
+STRUCTURED, EXTENDED = 8, 11
+UNREAD = {6: (STRUCTURED, ">IHHQQI", 0x2560_9513), 7: (EXTENDED, ">IHHQQQ", 0x21E4_1C71)}
+"""Kinds that read and take no reply: what they ask for first, and how a request begins."""
+READ_BYTES, READS_COUNT = 32 << 10, 16
+"""What those read: more than a socket holds."""
 
 
 def facts_of(process_id: int) -> tuple[int, int]:
@@ -44,8 +49,14 @@ def abandon(socket_path: Path, kind: int) -> socket.socket:
     stream.sendall(struct.pack(">I", 3))
     if kind == 1:
         stream.sendall(b"IHAVEOPT" + struct.pack(">II", 7, 60_000) + b"x" * 100)
-    elif kind > 1:
+        return stream
+    if kind in UNREAD:
+        option, layout, magic = UNREAD[kind]
+        nbd_client.ask(stream, option, b"")
         nbd_client.go(stream, "db")
+        stream.sendall(struct.pack(layout, magic, 0, 0, 1, 0, READ_BYTES) * READS_COUNT)
+        return stream
+    nbd_client.go(stream, "db")
     if kind > 2:
         announced = struct.pack(">IHHQQI", 0x2560_9513, 0, 1, 1, 0, 32 * MIB)
         # The first is the header alone, the next has less than a block, the last has more.
