@@ -133,7 +133,10 @@ impl Channel {
             if is_next {
                 self.spin.waited(begun.elapsed());
             }
-            self.large.end_waiting();
+            self.large.end_waiting(match received {
+                Ok(Received::Bytes(length_bytes)) => length_bytes,
+                _ => 0,
+            });
             match received {
                 Ok(Received::Bytes(length_bytes)) => {
                     self.end += length_bytes;
@@ -299,7 +302,7 @@ impl Channel {
             for piece in self.replies[start..end].chunks(step) {
                 self.large.begin_waiting();
                 self.transport.send_all(piece).map_err(|_| Ended)?;
-                self.large.end_waiting();
+                self.large.end_waiting(piece.len());
             }
         }
         if self.replies.len() > KEPT_BYTES_MAX {
@@ -331,7 +334,7 @@ impl Channel {
             refuse_failed(round)?;
             self.large.begin_waiting();
             let sent = self.transport.send_parts(&parts[..count]).map_err(|_| Ended)?;
-            self.large.end_waiting();
+            self.large.end_waiting(sent.unwrap_or(0));
             refuse_failed(round)?;
             sent_bytes += sent.unwrap_or(0);
             let is_sent = |lent: &&Lent| lent.place + lent.bytes().len() <= sent_bytes;

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn start(path: &Path) -> Result<NbdServer, NbdError> {
@@ -151,6 +152,27 @@ fn who_holds_much_memory_and_does_nothing_is_ended_when_others_wait_for_it() {
     idle.expect_end();
     assert_eq!(unhurried.read(0, 1), [3]);
     assert_eq!(other.read(0, 32 << 20), vec![3; 32 << 20]);
+}
+
+/// A byte now and then is no progress: 34 such clients would hold all memory for hours.
+#[test]
+fn who_holds_much_memory_and_sends_a_byte_now_and_then_is_ended_too() {
+    let served = Served::with_limits(scarce(Duration::from_millis(500)));
+    let mut trickling = served.attach("volume");
+    trickling.send_request(0, WRITE, 1, (0, 32 << 20));
+    trickling.send(&vec![1; 20 << 20]);
+    let is_served = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_served.load(Ordering::SeqCst) && trickling.try_send(&[1]) {
+                std::thread::yield_now();
+            }
+        });
+        let mut other = served.attach("volume");
+        assert_eq!(other.write(0, 0, &vec![3; 32 << 20]), 0);
+        is_served.store(true, Ordering::SeqCst);
+    });
+    trickling.expect_end();
 }
 
 #[test]
