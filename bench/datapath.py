@@ -8,17 +8,18 @@ Then Ramet beside itself: the same requests before and after a snapshot, and aft
 drawing of all ratios lies beside the figures. `--long` adds a minute of random writes.
 """
 
+import os
 import shutil
 import statistics
 import tempfile
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from command_line import command
 from fleet import BLOCK_BYTES, MIB, Bench
-from machine import cached_bytes, drop_caches, file_system, page_out, sync_files
+from machine import Place, cached_bytes, drop_caches, file_system, page_out, sync_files
 from peers import (
     FILE_PEER,
     MEMORY_PEER,
@@ -47,13 +48,15 @@ MEMORY_SERVERS = (RAMET, MEMORY_PEER, FILE_PEER, RAW)
 class Workload:
     """`arguments`: the client's kind, depth and bytes. `ratios`: which statistic, and to whom.
 
-    `is_cold`: the page cache forgets the server's files before each round.
+    `is_cold`: the page cache forgets the server's files before each round. `place`: whether server
+    and client are kept on one processor or on two; None where the system decides.
     """
 
     name: str
     arguments: tuple[str, int, int]
     ratios: tuple[tuple[str, str], ...] = ()
     is_cold: bool = False
+    place: Place | None = None
 
 
 _DEEP = (("cpu_us", MEMORY_PEER), ("iops", MEMORY_PEER))
@@ -71,6 +74,13 @@ WORKLOADS = {
         Workload("read.d1", ("read", 1, 4096), _ALONE),
         Workload("write.d32", ("write", 32, 4096), _DEEP_WRITE),
         Workload("write.d1", ("write", 1, 4096), _ALONE),
+        # Alone, the way to another processor costs more than the work: where the system puts a
+        # server, which it does anew many times a second, is most of the two above.
+        *(
+            Workload(f"{kind}.d1.{place}", (kind, 1, 4096), _ALONE, place=place)
+            for kind in ("read", "write")
+            for place in (Place if len(os.sched_getaffinity(0)) > 1 else ())
+        ),
         AGED,
     ),
     "disk": (
@@ -162,7 +172,8 @@ def _rounds(
                 page_out(servers[name].process_id, directory / name)
                 drop_caches(directory / name)
                 _check_cold(directory / name, bench.scale.datapath_bytes)
-            found[name].append(load(client, servers[name], workload.arguments, limit))
+            with workload.place.keep(servers[name].process_id) if workload.place else nullcontext():
+                found[name].append(load(client, servers[name], workload.arguments, limit))
     return found
 
 

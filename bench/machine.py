@@ -10,7 +10,9 @@ import subprocess
 import threading
 import time
 from bisect import bisect_left
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
@@ -97,6 +99,32 @@ class StolenTime:
         first, last = window
         inside = (max(0, min(ended, last) - max(begun, first)) for begun, ended in self.spans)
         return sum(inside) / (last - first)
+
+
+class Place(StrEnum):
+    """Where two programs are kept that wait for each other: on one processor, or on two."""
+
+    TOGETHER = "together"
+    APART = "apart"
+
+    @contextmanager
+    def keep(self, process_id: int) -> Iterator[None]:
+        """Keep a process on the first processor, and this one with what it starts on its own."""
+        allowed = os.sched_getaffinity(0)
+        first, last = min(allowed), max(allowed)
+        _keep_threads(process_id, {first})
+        os.sched_setaffinity(0, {first if self is Place.TOGETHER else last})
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, allowed)
+            _keep_threads(process_id, allowed)
+
+
+def _keep_threads(process_id: int, processors: set[int]) -> None:
+    for thread in Path(f"/proc/{process_id}/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), processors)
 
 
 def _stolen_ns() -> int:
