@@ -1,11 +1,13 @@
 """Sockets that a service manager passes to the service, and what it hears of it.
 
-The manager is played by the test: sockets from number 3 on, and the environment of systemd.
+The manager is played by the test: sockets from number 3 on, and the environment of systemd. Two
+real ones are asked at the end, systemd's own and libnbd's.
 """
 
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,11 +16,14 @@ from pathlib import Path
 import pytest
 
 import nbd_client
+import programs
 import ramet
 from nbd_client import NbdClient, go
 from ramet.activation import Given, take_given, tell
-from serving import RAMET, Serving, make_pool, serving
+from ramet.config import format_nbd_uri
+from serving import END_SECONDS_MAX, RAMET, Serving, make_pool, serving
 from serving import ramet as run
+from test_documents import SYSTEM_PYTHON
 
 LAUNCHER = """
 import os, sys
@@ -155,3 +160,54 @@ def test_a_manager_is_told_by_an_abstract_name_too_and_may_be_gone() -> None:
         assert manager.recv(100) == b"READY=1"
     tell("READY=1", {"NOTIFY_SOCKET": f"@{name}"})
     tell("READY=1", {})
+
+
+@pytest.mark.slow
+def test_systemd_starts_the_service_when_a_client_connects(
+    served_pool: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "nbd.sock"
+    activator = programs.find("systemd-socket-activate")
+    command = [activator, "-l", str(path), *RAMET, "-p", str(served_pool), "serve"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert any("Listening on" in line for line in process.stderr)
+            assert not (served_pool / "api.sock").exists(), "it waits for the client"
+            script = "write -P 7 0 4k\nread -P 7 0 4k\n"
+            programs.run("qemu-io", "-f", "raw", format_nbd_uri("db", path), text_in=script)
+            process.terminate()  # The activator has become the service.
+            assert process.wait(END_SECONDS_MAX) == 0
+        finally:
+            process.kill()
+    with ramet.open(served_pool, read_only=True) as pool:
+        assert pool.volume("db").read(0, 4097) == b"\7" * 4096 + b"\0"
+
+
+@pytest.mark.slow
+def test_libnbd_starts_a_service_for_itself(served_pool: Path) -> None:
+    if programs.finish(SYSTEM_PYTHON, "-c", "import nbd").returncode:
+        pytest.skip("no module nbd; hint: tools/setup tools")
+    script = f"""
+import nbd
+command = {[*RAMET, "-p", str(served_pool), "serve"]}
+h = nbd.NBD()
+try:
+    h.connect_systemd_socket_activation(command)
+except nbd.Error as error:
+    print(error)
+del h  # Ends the service.
+h = nbd.NBD()
+h.set_export_name("db")
+h.connect_systemd_socket_activation(command)
+h.pwrite(b"by libnbd", 0)
+h.flush()
+print(h.pread(9, 0))
+h.shutdown()
+del h
+"""
+    refused, read = programs.run(SYSTEM_PYTHON, "-c", script).splitlines()
+    assert "server has no export named ''" in refused, "the guide says that it has to be given"
+    assert read == "bytearray(b'by libnbd')"
+    with ramet.open(served_pool, read_only=True) as pool:
+        assert pool.volume("db").read(0, 9) == b"by libnbd"

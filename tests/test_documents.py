@@ -234,18 +234,6 @@ def test_the_python_example_runs(example: Example, tmp_path: Path) -> None:
         assert said.splitlines() == expected
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["pool", "nbd"])
-def test_the_backup_example_brings_the_image_up_to_date(tmp_path: Path, number: int) -> None:
-    prepare_pool(tmp_path / "pool")
-    with ramet.open(tmp_path / "pool") as pool:
-        before, after = (pool.snapshot_named(f"db@backup-{it}") for it in (1, 2))
-        (tmp_path / "db.img").write_bytes(before.read(0, 2**20))
-        expected = after.read(0, 2**20)
-    examples = [it for it in python_examples() if it.path.name == "backups.md"]
-    run_python(examples[number], tmp_path)
-    assert (tmp_path / "db.img").read_bytes() == expected
-
-
 def shell_of(path: Path, section: str | None = None) -> str:
     text = path.read_text() if section is None else section_of(path, section)
     return "".join(body for language, body in BLOCK.findall(text) if language == "sh")
