@@ -74,8 +74,8 @@ WORKLOADS = {
         Workload("read.d1", ("read", 1, 4096), _ALONE),
         Workload("write.d32", ("write", 32, 4096), _DEEP_WRITE),
         Workload("write.d1", ("write", 1, 4096), _ALONE),
-        # Alone, the way to another processor costs more than the work: where the system puts a
-        # server, which it does anew many times a second, is most of the two above.
+        # One at a time, the way to another processor costs more than the work: where the system
+        # puts server and client is most of the two above. Reported, no goal.
         *(
             Workload(f"{kind}.d1.{place}", (kind, 1, 4096), _ALONE, place=place)
             for kind in ("read", "write")

@@ -124,12 +124,10 @@ GOALS = {
     "datapath.memory.read.d32.iops.ratio": _at_least(1.6),
     "datapath.memory.write.d32.calm_cpu_us.ratio": _at_most(0.5),
     "datapath.memory.write.d32.iops.ratio": _at_least(1.6),
-    **{
-        f"datapath.memory.{kind}.d1{place}.{statistic}.ratio": _at_most(most)
-        for kind in ("read", "write")
-        for place in ("", ".together", ".apart")
-        for statistic, most in (("p50_us", 0.8), ("cpu_us", 1.1))
-    },
+    "datapath.memory.read.d1.p50_us.ratio": _at_most(0.8),
+    "datapath.memory.read.d1.cpu_us.ratio": _at_most(1.1),
+    "datapath.memory.write.d1.p50_us.ratio": _at_most(0.8),
+    "datapath.memory.write.d1.cpu_us.ratio": _at_most(1.1),
     "datapath.disk.write.d32.iops.ratio": _at_least(3),
     "datapath.disk.write.d32.calm_cpu_us.ratio": _at_most(0.25),
     "datapath.disk.write.flush.iops.ratio": _at_least(1.5),

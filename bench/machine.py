@@ -109,7 +109,7 @@ class Place(StrEnum):
 
     @contextmanager
     def keep(self, process_id: int) -> Iterator[None]:
-        """Keep a process on the first processor, and this one with what it starts on its own."""
+        """Keep a process on the first processor, and what this one starts there or on the last."""
         allowed = os.sched_getaffinity(0)
         first, last = min(allowed), max(allowed)
         _keep_threads(process_id, {first})

@@ -21,8 +21,10 @@ def test_systemd_can_read_the_units(tmp_path: Path) -> None:
         place = str(Path(sys.executable).parent)
         (tmp_path / name).write_text(unit.replace("/opt/ramet/bin", place))
     for name in ("ramet@pool.service", "ramet@pool.socket"):
-        done = programs.finish("systemd-analyze", "verify", tmp_path / name)
         # It reads the units of this machine too, which may have faults of their own.
+        done = programs.finish(
+            "systemd-analyze", "verify", "--recursive-errors=no", tmp_path / name
+        )
         faults = [line for line in done.stderr.splitlines() if "ramet@" in line]
         assert not faults
         assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ use crate::common::raw::{Client, FLUSH, READ, WRITE, request};
 use crate::common::{Directory, Served, VOLUME};
 use ramet_engine::Kind;
 use ramet_nbd::{Limits, NbdError, NbdServer};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
@@ -138,13 +139,19 @@ fn scarce(patience: Duration) -> Limits {
     Limits { large_bytes_max: 40 << 20, large_patience: patience, ..Limits::default() }
 }
 
+/// A client in the middle of the longest write: it holds memory for all of it.
+fn hold_memory(served: &Served) -> Client {
+    let mut client = served.attach("volume");
+    client.send_request(0, WRITE, 1, (0, 32 << 20));
+    client.send(&vec![1; 20 << 20]);
+    client
+}
+
 /// A slow client must not keep the memory that another one needs, nor hold up small requests.
 #[test]
 fn who_holds_much_memory_and_does_nothing_is_ended_when_others_wait_for_it() {
     let served = Served::with_limits(scarce(Duration::from_millis(500)));
-    let mut idle = served.attach("volume");
-    idle.send_request(0, WRITE, 1, (0, 32 << 20));
-    idle.send(&vec![1; 20 << 20]);
+    let mut idle = hold_memory(&served);
     let mut unhurried = served.attach("volume");
     assert_eq!(unhurried.write(0, 0, &vec![2; 1 << 20]), 0, "needs none of it");
     let mut other = served.attach("volume");
@@ -158,13 +165,11 @@ fn who_holds_much_memory_and_does_nothing_is_ended_when_others_wait_for_it() {
 #[test]
 fn who_holds_much_memory_and_sends_a_byte_now_and_then_is_ended_too() {
     let served = Served::with_limits(scarce(Duration::from_millis(500)));
-    let mut trickling = served.attach("volume");
-    trickling.send_request(0, WRITE, 1, (0, 32 << 20));
-    trickling.send(&vec![1; 20 << 20]);
+    let mut trickling = hold_memory(&served);
     let is_served = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !is_served.load(Ordering::SeqCst) && trickling.try_send(&[1]) {
+            while !is_served.load(Ordering::SeqCst) && trickling.stream.write_all(&[1]).is_ok() {
                 std::thread::yield_now();
             }
         });
@@ -218,9 +223,7 @@ fn closing_ends_who_waits_for_memory() {
         ..scarce(Duration::from_secs(1))
     };
     let served = Served::with_limits(limits);
-    let mut holding = served.attach("volume");
-    holding.send_request(0, WRITE, 1, (0, 32 << 20));
-    holding.send(&vec![1; 20 << 20]);
+    let _holding = hold_memory(&served);
     let mut waiting = served.attach("volume");
     waiting.send_request(0, READ, 1, (0, 32 << 20));
     served.server.close().unwrap();

@@ -83,11 +83,6 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Send what may not be wanted any more. Result: whether the server still took it.
-    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
-        self.stream.write_all(bytes).is_ok()
-    }
-
     pub fn receive(&mut self, length_bytes: usize) -> Vec<u8> {
         let mut bytes = vec![0; length_bytes];
         self.stream.read_exact(&mut bytes).unwrap();
