@@ -148,7 +148,7 @@ def thread_seconds(process_id: int, name: str) -> float:
     """Processor time that threads of this name have used so far in a process."""
     seconds = 0.0
     for task in Path(f"/proc/{process_id}/task").iterdir():
-        with suppress(FileNotFoundError):  # It may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):  # It may end meanwhile.
             text = (task / "stat").read_text()
             if text.partition("(")[2].rpartition(")")[0] == name:
                 seconds += _used_seconds(text)
