@@ -5,9 +5,9 @@ lets as much time pass without. Twice: with the open-loop clients of `load`, who
 from when a request was due, and with fio's own NBD clients, where fio is installed.
 
 A virtual machine's host may run something else on its processors for tens of milliseconds; every
-client then waits, with the work and without it. The system counts that as stolen time. Requests
-that were in flight while some was stolen are left out on both sides, and how many is told; for a
-round of which little would be left there is another one, up to a limit.
+client then waits, with the work and without it. Requests that were in flight while a processor was
+away (`stolen`) are left out on both sides, and how many is told; for a round of which little would
+be left there is another one, up to a limit.
 """
 
 import shutil
@@ -20,7 +20,7 @@ import ramet
 from fio_load import FioLatencies, FioLoad
 from fleet import Bench, Dirtier, settle, vm_names
 from load import Latencies, Load, percentile_ms
-from machine import StolenTime
+from stolen import Span, StolenTime
 
 # After everything was made dirty: so that its bytes are on their way to the device.
 PAUSE_SECONDS = 0.3
@@ -29,8 +29,6 @@ FIO_CLIENTS = 8
 STOLEN_PART_MAX = 0.25
 # and so many are made at most for each that is wanted.
 ATTEMPTS = 3
-
-Span = tuple[int, int]
 
 
 class Works:

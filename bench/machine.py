@@ -7,14 +7,11 @@ import ctypes
 import os
 import platform
 import subprocess
-import threading
 import time
-from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 MIB = 1024 * 1024
@@ -55,52 +52,6 @@ def _field(path: Path, name: str) -> str:
     return "unknown"
 
 
-class StolenTime:
-    """Watches, inside its block, when a virtual machine's host runs something else although there
-    is work: nobody can tell that from a stall. The system counts it in hundredths of a second, so
-    each of the `spans` (from, to; monotonic nanoseconds) reaches a little further than what was
-    seen, on both sides."""
-
-    _EVERY_SECONDS = 0.01
-    _MARGIN_NS = 20_000_000
-
-    def __init__(self) -> None:
-        self.spans: list[tuple[int, int]] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        before, looked_ns = _stolen_ns(), time.monotonic_ns()
-        while not self._ended.wait(self._EVERY_SECONDS):
-            stolen, now_ns = _stolen_ns(), time.monotonic_ns()
-            if stolen > before:
-                begun_ns = looked_ns - (stolen - before) - self._MARGIN_NS
-                # Disjoint, and so sorted by both ends.
-                while self.spans and self.spans[-1][1] >= begun_ns:
-                    begun_ns = min(begun_ns, self.spans.pop()[0])
-                self.spans.append((begun_ns, now_ns + self._MARGIN_NS))
-            before, looked_ns = stolen, now_ns
-
-    def touches(self, begun_ns: int, ended_ns: int) -> bool:
-        """Say whether some of a stretch of time was stolen."""
-        next_one = bisect_left(self.spans, begun_ns, key=lambda span: span[1])
-        return next_one < len(self.spans) and self.spans[next_one][0] <= ended_ns
-
-    def part(self, window: tuple[int, int]) -> float:
-        """Say how much of a window lies in stolen time: 0 to 1."""
-        first, last = window
-        inside = (max(0, min(ended, last) - max(begun, first)) for begun, ended in self.spans)
-        return sum(inside) / (last - first)
-
-
 class Place(StrEnum):
     """Where two programs are kept that wait for each other: on one processor, or on two."""
 
@@ -125,12 +76,6 @@ def _keep_threads(process_id: int, processors: set[int]) -> None:
     for thread in Path(f"/proc/{process_id}/task").iterdir():
         with suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), processors)
-
-
-def _stolen_ns() -> int:
-    """Time that was stolen so far, of all processors; 0 where the system does not know."""
-    fields = Path("/proc/stat").read_text().partition("\n")[0].split()
-    return int(fields[8]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0
 
 
 def resident_bytes() -> int:
