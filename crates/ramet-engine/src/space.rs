@@ -13,6 +13,7 @@ use crate::nodes::Nodes;
 use crate::object::Object;
 use parking_lot::Mutex;
 use ramet_log::{Locator, Position, SegmentEntry, SegmentId, SlotSet};
+use ramet_store::locks;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ enum Pending {
 /// See the head of this file.
 pub(crate) struct Space {
     nodes: Arc<Nodes>,
-    pending: Mutex<Vec<Pending>>,
+    pending: locks::Mutex<Vec<Pending>>,
     state: Mutex<State>,
 }
 
@@ -159,7 +160,7 @@ impl map::LetGo for LetGo<'_> {
 
 impl Space {
     pub(crate) fn new(nodes: Arc<Nodes>) -> Self {
-        Space { nodes, pending: Mutex::default(), state: Mutex::default() }
+        Space { nodes, pending: locks::Mutex::default(), state: Mutex::default() }
     }
 
     /// Put back what a checkpoint kept, into an empty space.

@@ -97,7 +97,7 @@ impl Log {
             return false;
         }
         if state.syncing {
-            self.commit_done.wait(&mut state);
+            drop(self.commit_done.wait(state));
             return false;
         }
         state.syncing = true;
@@ -120,7 +120,7 @@ impl Log {
         // Whoever syncs now may have begun before the last footer was written.
         let mut state = self.commit.lock();
         while state.syncing {
-            self.commit_done.wait(&mut state);
+            state = self.commit_done.wait(state);
         }
         state.syncing = true;
         drop(state);

@@ -19,8 +19,8 @@ use crate::spare::Spares;
 use crate::staging::ChunkPool;
 use crate::tail::Job;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Locator, Position, SegmentId, Sequence};
-use parking_lot::{Condvar, Mutex, RwLock};
-use ramet_store::{Lock, Store};
+use parking_lot::{Mutex, RwLock};
+use ramet_store::{Lock, Store, locks};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -68,11 +68,11 @@ pub struct Log {
     pub(crate) gate: Gate,
     pub(crate) segments: RwLock<HashMap<SegmentId, Arc<Segment>>>,
     pub(crate) chunks: ChunkPool,
-    pub(crate) jobs: Mutex<VecDeque<Job>>,
+    pub(crate) jobs: locks::Mutex<VecDeque<Job>>,
     pub(crate) staged_bytes: AtomicU64,
     pub(crate) write_out: Mutex<WriteOut>,
-    pub(crate) commit: Mutex<CommitState>,
-    pub(crate) commit_done: Condvar,
+    pub(crate) commit: locks::Mutex<CommitState>,
+    pub(crate) commit_done: locks::Condvar,
     pub(crate) room: Mutex<RoomState>,
     pub(crate) bell: Arc<Bell>,
     pub(crate) pages: PageCache,
@@ -125,11 +125,11 @@ impl Log {
             gate: Gate::new(crate::tail::Tail::new(found.room.end, found.position)),
             segments: RwLock::new(found.segments),
             chunks: ChunkPool::default(),
-            jobs: Mutex::new(VecDeque::new()),
+            jobs: locks::Mutex::new(VecDeque::new()),
             staged_bytes: AtomicU64::new(0),
             write_out: Mutex::new(WriteOut::default()),
-            commit: Mutex::new(CommitState::default()),
-            commit_done: Condvar::new(),
+            commit: locks::Mutex::new(CommitState::default()),
+            commit_done: locks::Condvar::new(),
             room: Mutex::new(found.room),
             bell: Arc::default(),
             pages: PageCache::new(found.pages_bytes),

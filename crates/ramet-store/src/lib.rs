@@ -11,6 +11,7 @@ mod error;
 mod fault;
 mod file;
 mod limit;
+pub mod locks;
 mod mapping;
 mod memory;
 mod moment;
