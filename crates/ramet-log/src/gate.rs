@@ -25,7 +25,7 @@ pub(crate) struct Gate<T = Tail> {
     commands_waiting: AtomicU32,
     /// Of the command that waits for the tail; writers that come later wait for it.
     turn: Mutex<()>,
-    /// A command is inside: that takes long.
+    /// A command is inside, which takes long. A hint: who misses it waits a little longer.
     is_commanded: AtomicBool,
 }
 
