@@ -15,8 +15,9 @@ use crate::spare::{Readers, spare_path, whole_file};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
 use ramet_store::{File, Store, StoreError};
 
-/// Bytes copied with one call.
-const COPIED_AT_ONCE: usize = 1 << 20;
+/// Bytes copied with one call, and handed to the medium with one: a call of many milliseconds keeps
+/// others from its processor.
+const COPIED_AT_ONCE: usize = 128 << 10;
 
 /// What came of giving dead slots back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,6 +225,7 @@ fn copy_living(
     let length = file.length_bytes()?;
     copy.set_length(length)?;
     let mut buffer = vec![0; COPIED_AT_ONCE];
+    let (mut begun, mut waiting) = (0, 0);
     let mut put = |first: u64, count: u64| -> Result<()> {
         let (mut at, end) = (first * BLOCK_BYTES_U64, (first + count) * BLOCK_BYTES_U64);
         while at < end {
@@ -231,6 +233,12 @@ fn copy_living(
             file.read_at(&mut buffer[..length], at)?;
             copy.write_at(&buffer[..length], at)?;
             at += length as u64;
+            waiting += length;
+            if waiting >= COPIED_AT_ONCE {
+                // In the sync below it would be all of it, in thousands of places, in one call.
+                copy.start_writeback(begun, at - begun);
+                (begun, waiting) = (at, 0);
+            }
         }
         Ok(())
     };
