@@ -237,7 +237,7 @@ fn a_read_whose_file_was_used_again_meanwhile_is_done_again() {
     assert!(hook.lock().is_none(), "the read was held up");
 }
 
-/// A sync of a file with thousands of pieces was one call of up to seven milliseconds.
+/// A sync of a file with thousands of pieces was one call of some milliseconds.
 #[test]
 fn what_is_moved_goes_to_the_medium_bit_by_bit_before_the_sync() {
     let store = Arc::new(Hooked::default());
