@@ -45,10 +45,34 @@ enum Pending {
     Detached { place: PlaceId, parent: PlaceId, position: Position, first: u64, piece: Arc<Node> },
 }
 
+/// What was let go of and is not in the tree yet, and memory for what comes next: where it grows
+/// with the writes, inside the gate, all wait until the allocator has found a place for it.
+struct Waiting {
+    list: Vec<Pending>,
+    spare: Vec<Pending>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        Waiting { list: Vec::with_capacity(PENDING_MAX), spare: Vec::with_capacity(PENDING_MAX) }
+    }
+
+    fn take(&mut self) -> Vec<Pending> {
+        std::mem::replace(&mut self.list, std::mem::take(&mut self.spare))
+    }
+
+    /// Keep the memory of a list that was taken, unless a crowd made it large.
+    fn keep(&mut self, emptied: Vec<Pending>) {
+        if self.spare.capacity() == 0 && emptied.capacity() <= 2 * PENDING_MAX {
+            self.spare = emptied;
+        }
+    }
+}
+
 /// See the head of this file.
 pub(crate) struct Space {
     nodes: Arc<Nodes>,
-    pending: locks::Mutex<Vec<Pending>>,
+    pending: locks::Mutex<Waiting>,
     state: Mutex<State>,
 }
 
@@ -149,18 +173,19 @@ impl map::LetGo for LetGo<'_> {
         } else {
             Pending::Shed(Shed { place: self.place, parent: parent.place, first, count, locator })
         };
-        self.space.pending.lock().push(pending);
+        self.space.pending.lock().list.push(pending);
     }
 
     fn subtree(&mut self, first: u64, piece: Arc<Node>) {
         let (place, parent, position) = (self.place, self.parent.place, self.position);
-        self.space.pending.lock().push(Pending::Detached { place, parent, position, first, piece });
+        let pending = Pending::Detached { place, parent, position, first, piece };
+        self.space.pending.lock().list.push(pending);
     }
 }
 
 impl Space {
     pub(crate) fn new(nodes: Arc<Nodes>) -> Self {
-        Space { nodes, pending: locks::Mutex::default(), state: Mutex::default() }
+        Space { nodes, pending: locks::Mutex::new(Waiting::new()), state: Mutex::default() }
     }
 
     /// Put back what a checkpoint kept, into an empty space.
@@ -270,7 +295,7 @@ impl Space {
 
     /// Inside the gate: what was let go of so far.
     pub(crate) fn at_cut(&self) -> PendingAtCut {
-        PendingAtCut(std::mem::take(&mut *self.pending.lock()))
+        PendingAtCut(self.pending.lock().take())
     }
 
     /// A checkpoint that took these changes came to nothing: the next one takes them again.
@@ -389,14 +414,14 @@ impl Space {
 
     /// Called by writers after the gate: keep the list short.
     pub(crate) fn relieve(&self) {
-        let waiting = self.pending.lock().len();
+        let waiting = self.pending.lock().list.len();
         if waiting > PENDING_LIMIT {
             drop(self.caught_up());
         } else if waiting > PENDING_MAX
             // A dry run may have it for a while: the next writer tries again.
             && let Some(mut state) = self.state.try_lock()
         {
-            let fresh = std::mem::take(&mut *self.pending.lock());
+            let fresh = self.pending.lock().take();
             self.take_in(&mut state, fresh);
         }
     }
@@ -446,17 +471,18 @@ impl Space {
     /// The state, after everything that was let go of before has reached it.
     fn caught_up(&self) -> parking_lot::MutexGuard<'_, State> {
         let mut state = self.state.lock();
-        let fresh = std::mem::take(&mut *self.pending.lock());
+        let fresh = self.pending.lock().take();
         self.take_in(&mut state, fresh);
         state
     }
 
-    fn take_in(&self, state: &mut State, fresh: Vec<Pending>) {
-        if fresh.is_empty() && state.waiting.is_empty() {
+    fn take_in(&self, state: &mut State, mut fresh: Vec<Pending>) {
+        let mut all = std::mem::take(&mut state.waiting);
+        all.append(&mut fresh);
+        self.pending.lock().keep(fresh);
+        if all.is_empty() {
             return;
         }
-        let mut all = std::mem::take(&mut state.waiting);
-        all.extend(fresh);
         let mut all = all.into_iter().peekable();
         while let Some(next) = all.peek() {
             let parent = match next {
@@ -536,5 +562,20 @@ mod tests {
         let_go(3, 2);
         assert_eq!(image(&|| let_go(7, 4)), (2, vec![0b11 << 3]));
         assert_eq!(image(&|| ()), (6, vec![0b1111 << 7 | 0b11 << 3]));
+    }
+
+    /// Who lets go of something is inside the gate.
+    #[test]
+    fn what_is_let_go_of_between_two_steps_finds_memory_that_is_there() {
+        let files = NodeFiles::new(Arc::new(MemoryStore::new()), 0, NodeFileKind::Nodes);
+        let space = Space::new(Arc::new(Nodes::new(files, 1 << 20)));
+        let (segment, parent) = (SegmentId::new(1, 1), Parent::default());
+        for round in 0..3 {
+            for slot in 0..1000 {
+                LetGo::new(&space, 1, &parent, Position::ZERO).run(0, 1, segment.slot(slot));
+                assert_eq!(space.pending.lock().list.capacity(), PENDING_MAX, "round {round}");
+            }
+            drop(space.caught_up());
+        }
     }
 }

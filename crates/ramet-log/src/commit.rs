@@ -264,7 +264,7 @@ impl Log {
                 }
                 (Some(Job::Seal { segment, slots_count, journal }), _) => {
                     self.finish_run(out, run.take())?;
-                    self.add_footer(out, &segment, slots_count, &journal)?;
+                    self.add_footer(out, &segment, slots_count, &journal.batches())?;
                 }
                 (None, _) => return self.finish_run(out, run),
             }

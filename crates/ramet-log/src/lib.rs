@@ -14,6 +14,7 @@ mod error;
 pub mod format;
 mod gate;
 mod helper;
+mod journal;
 mod lending;
 mod log;
 mod loss;

@@ -10,6 +10,7 @@ use crate::format::segment::{LogEnd, SegmentHeader};
 use crate::log::Log;
 use crate::segment::{Segment, SegmentEntry, segment_path};
 use crate::spare::{Spare, fresh_nonce};
+use crate::tail::Prepared;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, COUNTERS_MAX, EPOCH_MAX, SLOTS_MAX, SegmentId};
 use ramet_store::StoreError;
 use std::sync::Arc;
@@ -78,7 +79,8 @@ impl Log {
             u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
         let needed = slots.saturating_add(8).min(if contiguous { SLOTS_MAX } else { usual });
         let segment = self.prepare_segment(&mut state, usual.max(needed), needed)?;
-        self.gate.lock().push_prepared(segment);
+        let prepared = Prepared::new(segment);
+        self.gate.lock().push_prepared(prepared);
         Ok(())
     }
 
@@ -164,7 +166,8 @@ impl Log {
         let usual =
             u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
         let segment = self.prepare_segment(state, usual, 0)?;
-        self.gate.lock().push_prepared(segment);
+        let prepared = Prepared::new(segment);
+        self.gate.lock().push_prepared(prepared);
         Ok(())
     }
 

@@ -2,13 +2,15 @@
 //! the gate.
 //!
 //! Invariants: batches are numbered without gaps in the order they are opened; a batch lies in one
-//! chunk of one segment; no call here waits for a file.
+//! chunk of one segment; no call here waits for a file; what grows with every write has its memory
+//! from before the gate, so that nobody waits in it for an allocator.
 
 use crate::checksum::fold;
 use crate::format::batch::{BatchHeader, Entry, Kind};
 use crate::format::footer::JournalBatch;
 use crate::format::segment::LogEnd;
 use crate::gate::{Payload, PreparedRecord};
+use crate::journal::Journal;
 use crate::log::Log;
 use crate::room::AHEAD_SLOTS_MIN;
 use crate::segment::Segment;
@@ -23,7 +25,21 @@ pub(crate) enum Job {
     /// Slots of a chunk are complete.
     Range { segment: Arc<Segment>, chunk: Arc<Chunk>, first_slot: u32, end_slot: u32 },
     /// A segment is complete up to `slots_count`.
-    Seal { segment: Arc<Segment>, slots_count: u32, journal: Vec<JournalBatch> },
+    Seal { segment: Arc<Segment>, slots_count: u32, journal: Journal },
+}
+
+/// A segment whose name and header are durable.
+pub(crate) struct Prepared {
+    segment: Arc<Segment>,
+    journal: Journal,
+}
+
+impl Prepared {
+    /// To be called before the gate is entered.
+    pub(crate) fn new(segment: Arc<Segment>) -> Self {
+        let journal = Journal::with_room(segment.slots_count);
+        Prepared { segment, journal }
+    }
 }
 
 /// What is appended to.
@@ -34,7 +50,7 @@ struct Open {
     next_slot: u32,
     /// Slots that hold blocks.
     blocks: u32,
-    journal: Vec<JournalBatch>,
+    journal: Journal,
 }
 
 /// Slots that hold blocks.
@@ -48,11 +64,13 @@ pub(crate) fn blocks_of<'a>(batches: impl IntoIterator<Item = &'a JournalBatch>)
 /// See the head of this file.
 pub(crate) struct Tail {
     open: Option<Open>,
-    /// The open batch: its header's slot, and the header so far.
-    batch: Option<(u32, BatchHeader)>,
+    /// The slot of the open batch's header.
+    batch: Option<u32>,
+    /// The open batch's header so far; its memory serves one batch after another.
+    header: BatchHeader,
     next_sequence: Sequence,
-    /// Segments whose name and header are durable already, in log order.
-    prepared: VecDeque<Arc<Segment>>,
+    /// In log order.
+    prepared: VecDeque<Prepared>,
     /// The last slot assigned.
     position: Position,
     /// The last batch that was ended.
@@ -63,7 +81,15 @@ impl Tail {
     /// To go on after the batch `end`, whose last slot is `position`.
     pub(crate) fn new(end: LogEnd, position: Position) -> Self {
         let next_sequence = Sequence(end.sequence.0 + 1);
-        Tail { open: None, batch: None, next_sequence, prepared: VecDeque::new(), position, end }
+        Tail {
+            open: None,
+            batch: None,
+            header: BatchHeader::with_room(),
+            next_sequence,
+            prepared: VecDeque::new(),
+            position,
+            end,
+        }
     }
 
     /// The last batch that was ended, and the segment that is appended to.
@@ -94,12 +120,16 @@ impl Tail {
     }
 
     /// Leave nothing to append to.
-    pub(crate) fn take_prepared(&mut self) -> VecDeque<Arc<Segment>> {
-        std::mem::take(&mut self.prepared)
+    pub(crate) fn take_prepared(&mut self) -> Vec<Arc<Segment>> {
+        self.prepared.drain(..).map(|prepared| prepared.segment).collect()
     }
 
-    pub(crate) fn push_prepared(&mut self, segment: Arc<Segment>) {
-        self.prepared.push_back(segment);
+    pub(crate) fn push_prepared(&mut self, prepared: Prepared) {
+        self.prepared.push_back(prepared);
+    }
+
+    fn prepared(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.prepared.iter().map(|prepared| &prepared.segment)
     }
 
     /// Forget room that is allocated and not used, to be called while nobody else makes room: of
@@ -107,7 +137,7 @@ impl Tail {
     /// slots that are left of it.
     pub(crate) fn forget_room(&mut self) -> Vec<(Arc<Segment>, u32)> {
         let open = self.open.iter().map(|open| (open.segment.clone(), open.next_slot));
-        let prepared = self.prepared.iter().map(|segment| (segment.clone(), 1));
+        let prepared = self.prepared().map(|segment| (segment.clone(), 1));
         let mut cut: Vec<_> = open.chain(prepared).collect();
         cut.retain(|(segment, slots)| {
             segment.filled.fetch_min(*slots, Ordering::AcqRel);
@@ -147,7 +177,7 @@ impl Tail {
         if room >= slots || self.growable().is_some() {
             return room >= slots;
         }
-        for segment in &self.prepared {
+        for segment in self.prepared() {
             // Each change of segment may waste what a header and a block would need.
             room += segment.allocated.load(Ordering::Acquire).saturating_sub(4);
             if room >= slots {
@@ -165,7 +195,7 @@ impl Tail {
         let holds = |segment: &Arc<Segment>| {
             segment.allocated.load(Ordering::Acquire).saturating_sub(1) > slots
         };
-        self.room_in_open() > slots || self.prepared.iter().any(holds)
+        self.room_in_open() > slots || self.prepared().any(holds)
     }
 
     /// The first prepared segment of which more could be allocated: blocks are not counted on
@@ -174,19 +204,20 @@ impl Tail {
         let is_short = |segment: &&Arc<Segment>| {
             segment.allocated.load(Ordering::Acquire) < segment.slots_count
         };
-        self.prepared.iter().find(is_short).cloned()
+        self.prepared().find(is_short).cloned()
     }
 
     /// A prepared segment that could hold a record if more of it were allocated.
     pub(crate) fn growable_for_record(&self, slots: u32) -> Option<Arc<Segment>> {
-        self.prepared.iter().find(|segment| segment.slots_count - 1 > slots).cloned()
+        self.prepared().find(|segment| segment.slots_count - 1 > slots).cloned()
     }
 
     /// End the open batch: its header goes into its slot, its slots to the write-out.
     pub(crate) fn close_batch(&mut self, log: &Log) {
-        let Some((slot, mut header)) = self.batch.take() else {
+        let Some(slot) = self.batch.take() else {
             return;
         };
+        let header = &mut self.header;
         let open = self.open.as_mut().expect("a batch lies in the open segment");
         let chunk = open.chunk.clone().expect("a batch lies in a chunk");
         header.durable = log.durable();
@@ -202,15 +233,9 @@ impl Tail {
             first_slot: slot,
             end_slot: open.next_slot,
         });
-        let BatchHeader { sequence, durable, slots_count, entries, .. } = header;
-        self.end = LogEnd { position: open.segment.id.slot(slot).position(), sequence };
-        open.journal.push(JournalBatch {
-            sequence,
-            durable,
-            header_slot: slot,
-            slots_count,
-            entries,
-        });
+        self.end =
+            LogEnd { position: open.segment.id.slot(slot).position(), sequence: header.sequence };
+        open.journal.push(slot, header);
     }
 
     /// End the open segment; it is sealed by the write-out.
@@ -225,18 +250,12 @@ impl Tail {
 
     fn next_segment(&mut self, log: &Log) {
         self.close_segment(log);
-        let segment = self.prepared.pop_front().expect("the gate was entered with room");
+        let Prepared { segment, journal } =
+            self.prepared.pop_front().expect("the gate was entered with room");
         log.insert_segment(segment.clone());
         log.counters.begun.fetch_add(1, Ordering::Relaxed);
         let table = segment.table();
-        self.open = Some(Open {
-            segment,
-            table,
-            chunk: None,
-            next_slot: 1,
-            blocks: 0,
-            journal: Vec::new(),
-        });
+        self.open = Some(Open { segment, table, chunk: None, next_slot: 1, blocks: 0, journal });
     }
 
     /// Open a batch with room for at least one slot of payload beside its header.
@@ -262,15 +281,17 @@ impl Tail {
         self.position = open.segment.id.slot(slot).position();
         let sequence = self.next_sequence;
         self.next_sequence = Sequence(sequence.0 + 1);
-        self.batch = Some((slot, BatchHeader { sequence, ..BatchHeader::default() }));
+        self.header.begin(sequence);
+        self.batch = Some(slot);
         log.set_appended(sequence);
     }
 
     /// Blocks that fit into the open batch, as a new entry.
     fn blocks_room(&self) -> u64 {
-        let (Some((_, header)), Some(open)) = (&self.batch, &self.open) else {
+        let (Some(_), Some(open)) = (self.batch, &self.open) else {
             return 0;
         };
+        let header = &self.header;
         let chunk_end = open.chunk.as_ref().map_or(0, |chunk| chunk.end_slot());
         let end = chunk_end.min(open.segment.allocated.load(Ordering::Acquire));
         let slots = end.saturating_sub(open.next_slot);
@@ -315,7 +336,8 @@ impl Tail {
         data: &[u8],
         crcs: &[u32],
     ) -> Locator {
-        let (_, header) = self.batch.as_mut().expect("a batch is open");
+        assert!(self.batch.is_some(), "a batch is open");
+        let header = &mut self.header;
         let open = self.open.as_mut().expect("a segment is open");
         let slot = open.next_slot;
         let locator = open.segment.id.slot(slot);
@@ -366,15 +388,13 @@ impl Tail {
     }
 
     fn push_entry(&mut self, log: &Log, entry: Entry) {
-        let fits = |header: &BatchHeader| {
-            BatchHeader::fits(header.entries.len() + 1, header.checksums.len())
-        };
-        if !self.batch.as_ref().is_some_and(|(_, header)| fits(header)) {
+        let header = &self.header;
+        let fits = BatchHeader::fits(header.entries.len() + 1, header.checksums.len());
+        if self.batch.is_none() || !fits {
             self.close_batch(log);
             self.open_batch(log);
         }
-        let (_, header) = self.batch.as_mut().expect("opened above");
-        header.entries.push(entry);
+        self.header.entries.push(entry);
     }
 
     pub(crate) fn record(&mut self, log: &Log, record: PreparedRecord) -> Position {
@@ -386,7 +406,7 @@ impl Tail {
         let small = self.chunk_for_record(log, payload, slots_count);
         self.begin(log);
         let position = self.position;
-        let (_, header) = self.batch.as_mut().expect("begun above");
+        let header = &mut self.header;
         let open = self.open.as_mut().expect("a segment is open");
         let first_slot = open.next_slot;
         let (first, count) = (length_bytes as u64, u64::from(slots_count));

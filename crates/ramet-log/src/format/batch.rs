@@ -105,6 +105,22 @@ pub struct BatchHeader {
 }
 
 impl BatchHeader {
+    /// Empty, with room for all that a header slot holds.
+    #[must_use]
+    pub fn with_room() -> Self {
+        let room = BLOCK_BYTES - ENTRIES_AT;
+        let (entries, checksums) =
+            (Vec::with_capacity(room / ENTRY_BYTES), Vec::with_capacity(room / 4));
+        BatchHeader { entries, checksums, ..BatchHeader::default() }
+    }
+
+    /// Turn it into that of a new batch, in the same memory.
+    pub fn begin(&mut self, sequence: Sequence) {
+        self.entries.clear();
+        self.checksums.clear();
+        (self.sequence, self.durable, self.slots_count) = (sequence, Sequence(0), 0);
+    }
+
     /// Whether a header slot holds this many entries and checksums.
     #[must_use]
     pub fn fits(entries_count: usize, checksums_count: usize) -> bool {
