@@ -406,3 +406,29 @@ fn the_file_store_leaves_no_note_of_reads() {
         assert_eq!(accessed.expect("its time"), std::time::UNIX_EPOCH);
     }
 }
+
+/// Calls to write that this thread made.
+#[cfg(target_os = "linux")]
+fn writes_count() -> usize {
+    let told = std::fs::read_to_string("/proc/thread-self/io").expect("the system counts calls");
+    let count = told.lines().find_map(|line| line.strip_prefix("syscw: "));
+    count.and_then(|count| count.parse().ok()).expect("among others those to write")
+}
+
+/// Nobody else gets the processor while one lasts, where the kernel does not preempt itself.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_file_store_writes_much_in_short_calls() {
+    let scratch = Scratch::new();
+    let store = FileStore::new(&scratch.0);
+    store.create_directory("").expect("the root");
+    let file = store.create("long").expect("a file");
+    let bytes: Vec<u8> = (0..=250).cycle().take((1 << 20) + 1).collect();
+    let before = writes_count();
+    file.write_at(&bytes, 4096).expect("room");
+    let calls = writes_count() - before;
+    assert!((9..40).contains(&calls), "{calls} calls for a MiB");
+    let mut read = vec![0; bytes.len()];
+    file.read_at(&mut read, 4096).expect("what was written");
+    assert!(read == bytes, "something else was written");
+}
