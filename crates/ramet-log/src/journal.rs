@@ -76,7 +76,8 @@ mod tests {
             for (number, writes) in (1..).zip(told) {
                 header.begin(Sequence(u64::from(number)));
                 header.entries.extend(writes.iter().map(|(first, count)| write(*first, *count)));
-                (header.durable, header.slots_count) = (Sequence(u64::from(number) / 2), number + 1);
+                header.durable = Sequence(u64::from(number) / 2);
+                header.slots_count = number + 1;
                 journal.push(number * 3, &header);
                 expected.push(JournalBatch {
                     sequence: header.sequence,
