@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 /// Entries that may wait before a writer sees to them itself.
 const PENDING_MAX: usize = 65_536;
+/// Entries that a list has room for: one that somebody else reads may grow beyond `PENDING_MAX`.
+const PENDING_ROOM: usize = 2 * PENDING_MAX;
 /// Entries at which a writer waits for whoever is at the tree.
 const PENDING_LIMIT: usize = 16 * PENDING_MAX;
 /// Nodes that are looked at before others may take nodes out of memory again.
@@ -45,34 +47,29 @@ enum Pending {
     Detached { place: PlaceId, parent: PlaceId, position: Position, first: u64, piece: Arc<Node> },
 }
 
-/// What was let go of and is not in the tree yet, and memory for what comes next: where it grows
-/// with the writes, inside the gate, all wait until the allocator has found a place for it.
-struct Waiting {
+/// What was let go of and is not in the tree yet, and an empty list to go on with. Entries come
+/// from inside the gate: where a list grew there, all would wait for the allocator.
+struct PendingLists {
     list: Vec<Pending>,
+    /// Whoever has the state may take it, and gives one back before he lets go of that.
     spare: Vec<Pending>,
 }
 
-impl Waiting {
+impl PendingLists {
     fn new() -> Self {
-        Waiting { list: Vec::with_capacity(PENDING_MAX), spare: Vec::with_capacity(PENDING_MAX) }
+        let room = || Vec::with_capacity(PENDING_ROOM);
+        PendingLists { list: room(), spare: room() }
     }
 
     fn take(&mut self) -> Vec<Pending> {
         std::mem::replace(&mut self.list, std::mem::take(&mut self.spare))
-    }
-
-    /// Keep the memory of a list that was taken, unless a crowd made it large.
-    fn keep(&mut self, emptied: Vec<Pending>) {
-        if self.spare.capacity() == 0 && emptied.capacity() <= 2 * PENDING_MAX {
-            self.spare = emptied;
-        }
     }
 }
 
 /// See the head of this file.
 pub(crate) struct Space {
     nodes: Arc<Nodes>,
-    pending: locks::Mutex<Waiting>,
+    pending: locks::Mutex<PendingLists>,
     state: Mutex<State>,
 }
 
@@ -185,7 +182,7 @@ impl map::LetGo for LetGo<'_> {
 
 impl Space {
     pub(crate) fn new(nodes: Arc<Nodes>) -> Self {
-        Space { nodes, pending: locks::Mutex::new(Waiting::new()), state: Mutex::default() }
+        Space { nodes, pending: locks::Mutex::new(PendingLists::new()), state: Mutex::default() }
     }
 
     /// Put back what a checkpoint kept, into an empty space.
@@ -479,7 +476,11 @@ impl Space {
     fn take_in(&self, state: &mut State, mut fresh: Vec<Pending>) {
         let mut all = std::mem::take(&mut state.waiting);
         all.append(&mut fresh);
-        self.pending.lock().keep(fresh);
+        if fresh.capacity() > PENDING_ROOM {
+            // A crowd made it large.
+            fresh = Vec::with_capacity(PENDING_ROOM);
+        }
+        self.pending.lock().spare = fresh;
         if all.is_empty() {
             return;
         }
@@ -569,13 +570,25 @@ mod tests {
     fn what_is_let_go_of_between_two_steps_finds_memory_that_is_there() {
         let files = NodeFiles::new(Arc::new(MemoryStore::new()), 0, NodeFileKind::Nodes);
         let space = Space::new(Arc::new(Nodes::new(files, 1 << 20)));
-        let (segment, parent) = (SegmentId::new(1, 1), Parent::default());
-        for round in 0..3 {
-            for slot in 0..1000 {
-                LetGo::new(&space, 1, &parent, Position::ZERO).run(0, 1, segment.slot(slot));
-                assert_eq!(space.pending.lock().list.capacity(), PENDING_MAX, "round {round}");
+        let parent = Parent::default();
+        let mut places =
+            (1..).flat_map(|id| (1..256).map(move |slot| SegmentId::new(1, id).slot(slot)));
+        let mut let_go_of = |count: usize| {
+            for locator in places.by_ref().take(count) {
+                LetGo::new(&space, 1, &parent, Position::ZERO).run(0, 1, locator);
             }
+        };
+        let room = || space.pending.lock().list.capacity();
+        for round in 0..4 {
+            let_go_of(PENDING_MAX + 1);
+            assert_eq!(room(), PENDING_ROOM, "round {round}");
             drop(space.caught_up());
+        }
+        let_go_of(PENDING_ROOM + 1);
+        assert!(room() > PENDING_ROOM, "a crowd loses nothing");
+        for round in 0..4 {
+            drop(space.caught_up());
+            assert_eq!(room(), PENDING_ROOM, "round {round} after a crowd");
         }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) struct CommitState {
     syncing: bool,
 }
 
-/// Neighboring ranges of one chunk, written with one call.
+/// Neighboring ranges of one chunk, handed to the file at once.
 struct Run {
     segment: Arc<Segment>,
     chunk: Arc<Chunk>,

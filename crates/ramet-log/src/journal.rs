@@ -24,7 +24,8 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// With room for as many blocks as a segment of `slots_count` slots holds, each alone in its
-    /// batch or its entry. Only trims and zeroes, which take no slot, can need more.
+    /// batch or its entry. It grows where trims, zeroes and marks, which take no block's slot, need
+    /// more.
     pub(crate) fn with_room(slots_count: u32) -> Self {
         let slots = slots_count as usize;
         Journal { entries: Vec::with_capacity(slots), batches: Vec::with_capacity(slots / 2) }
@@ -94,7 +95,7 @@ mod tests {
     /// A writer is inside the gate when he adds to it.
     #[test]
     fn blocks_of_a_whole_segment_find_memory_that_is_there() {
-        for blocks_each in [1, 126] {
+        for blocks_each in [1, 112] {
             let slots = 16_384;
             let (mut journal, mut header) = (Journal::with_room(slots), BatchHeader::with_room());
             let room = |journal: &Journal, header: &BatchHeader| {

@@ -10,7 +10,7 @@ use crate::format::segment::{LogEnd, SegmentHeader};
 use crate::log::Log;
 use crate::segment::{Segment, SegmentEntry, segment_path};
 use crate::spare::{Spare, fresh_nonce};
-use crate::tail::Prepared;
+use crate::tail::PreparedSegment;
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, COUNTERS_MAX, EPOCH_MAX, SLOTS_MAX, SegmentId};
 use ramet_store::StoreError;
 use std::sync::Arc;
@@ -79,9 +79,14 @@ impl Log {
             u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
         let needed = slots.saturating_add(8).min(if contiguous { SLOTS_MAX } else { usual });
         let segment = self.prepare_segment(&mut state, usual.max(needed), needed)?;
-        let prepared = Prepared::new(segment);
-        self.gate.lock().push_prepared(prepared);
+        self.push_prepared(segment);
         Ok(())
+    }
+
+    /// What the segment needs of memory is taken first: in one statement the gate would be.
+    fn push_prepared(&self, segment: Arc<Segment>) {
+        let prepared = PreparedSegment::new(segment);
+        self.gate.lock().push_prepared(prepared);
     }
 
     /// The epoch that new ids are made from; taken now if this opening has none yet.
@@ -166,8 +171,7 @@ impl Log {
         let usual =
             u32::try_from(self.descriptor().segment_bytes / BLOCK_BYTES_U64).unwrap_or(SLOTS_MAX);
         let segment = self.prepare_segment(state, usual, 0)?;
-        let prepared = Prepared::new(segment);
-        self.gate.lock().push_prepared(prepared);
+        self.push_prepared(segment);
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! Memory that holds log slots from the moment they are appended until they are in the file.
 //!
 //! Invariants: a slot is filled once, inside the gate, before anybody is told its locator; after
-//! that its bytes never change. A batch never straddles two chunks, so one chunk's range is written
-//! with one call.
+//! that its bytes never change. A batch never straddles two chunks, so one chunk's range is
+//! handed to its file at once.
 
 use crate::types::BLOCK_BYTES;
 use parking_lot::Mutex;

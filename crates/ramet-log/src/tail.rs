@@ -2,8 +2,9 @@
 //! the gate.
 //!
 //! Invariants: batches are numbered without gaps in the order they are opened; a batch lies in one
-//! chunk of one segment; no call here waits for a file; what grows with every write has its memory
-//! from before the gate, so that nobody waits in it for an allocator.
+//! chunk of one segment; no call here waits for a file. The header of a batch and the journal of a
+//! segment have their memory from before the gate: where they grew in it all would wait for the
+//! allocator.
 
 use crate::checksum::fold;
 use crate::format::batch::{BatchHeader, Entry, Kind};
@@ -29,16 +30,16 @@ pub(crate) enum Job {
 }
 
 /// A segment whose name and header are durable.
-pub(crate) struct Prepared {
+pub(crate) struct PreparedSegment {
     segment: Arc<Segment>,
     journal: Journal,
 }
 
-impl Prepared {
+impl PreparedSegment {
     /// To be called before the gate is entered.
     pub(crate) fn new(segment: Arc<Segment>) -> Self {
         let journal = Journal::with_room(segment.slots_count);
-        Prepared { segment, journal }
+        PreparedSegment { segment, journal }
     }
 }
 
@@ -70,7 +71,7 @@ pub(crate) struct Tail {
     header: BatchHeader,
     next_sequence: Sequence,
     /// In log order.
-    prepared: VecDeque<Prepared>,
+    prepared: VecDeque<PreparedSegment>,
     /// The last slot assigned.
     position: Position,
     /// The last batch that was ended.
@@ -124,7 +125,7 @@ impl Tail {
         self.prepared.drain(..).map(|prepared| prepared.segment).collect()
     }
 
-    pub(crate) fn push_prepared(&mut self, prepared: Prepared) {
+    pub(crate) fn push_prepared(&mut self, prepared: PreparedSegment) {
         self.prepared.push_back(prepared);
     }
 
@@ -250,7 +251,7 @@ impl Tail {
 
     fn next_segment(&mut self, log: &Log) {
         self.close_segment(log);
-        let Prepared { segment, journal } =
+        let PreparedSegment { segment, journal } =
             self.prepared.pop_front().expect("the gate was entered with room");
         log.insert_segment(segment.clone());
         log.counters.begun.fetch_add(1, Ordering::Relaxed);

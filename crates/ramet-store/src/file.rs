@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes that are written with one call. A kernel that does not preempt itself gives the processor
-/// to nobody else meanwhile, and copying a MiB takes up to 8 ms on a busy machine.
+/// Bytes that one call of the system writes: how long a call is others may wait
+/// (docs/internals/latency.md).
 const WRITTEN_AT_ONCE_BYTES: usize = 128 * 1024;
 
 /// A pool's directory on a file system.

@@ -409,10 +409,9 @@ fn the_file_store_leaves_no_note_of_reads() {
 
 /// Calls to write that this thread made.
 #[cfg(target_os = "linux")]
-fn writes_count() -> usize {
-    let told = std::fs::read_to_string("/proc/thread-self/io").expect("the system counts calls");
-    let count = told.lines().find_map(|line| line.strip_prefix("syscw: "));
-    count.and_then(|count| count.parse().ok()).expect("among others those to write")
+fn writes_count() -> Option<usize> {
+    let told = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    told.lines().find_map(|line| line.strip_prefix("syscw: "))?.parse().ok()
 }
 
 /// Nobody else gets the processor while one lasts, where the kernel does not preempt itself.
@@ -426,8 +425,12 @@ fn the_file_store_writes_much_in_short_calls() {
     let bytes: Vec<u8> = (0..=250).cycle().take((1 << 20) + 1).collect();
     let before = writes_count();
     file.write_at(&bytes, 4096).expect("room");
-    let calls = writes_count() - before;
-    assert!((9..40).contains(&calls), "{calls} calls for a MiB");
+    match before.zip(writes_count()) {
+        Some((before, after)) => {
+            assert!((9..40).contains(&(after - before)), "{} calls for a MiB", after - before);
+        }
+        None => eprintln!("not counted: the kernel has no /proc/thread-self/io"),
+    }
     let mut read = vec![0; bytes.len()];
     file.read_at(&mut read, 4096).expect("what was written");
     assert!(read == bytes, "something else was written");
