@@ -4,6 +4,7 @@ Invariant: nothing random without the seed, and a test that drew from it says ho
 """
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ hypothesis.settings.register_profile(
     "soak", deadline=None, database=None, max_examples=1000, stateful_step_count=200
 )
 hypothesis.settings.load_profile("suite")
+
+# A shell that starts the suite in the background has it ignore ctrl-C, and so would every command
+# that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

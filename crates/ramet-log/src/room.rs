@@ -83,7 +83,7 @@ impl Log {
         Ok(())
     }
 
-    /// What the segment needs of memory is taken first: in one statement the gate would be.
+    /// Two statements: in one the gate would be taken first, and the segment's memory inside it.
     fn push_prepared(&self, segment: Arc<Segment>) {
         let prepared = PreparedSegment::new(segment);
         self.gate.lock().push_prepared(prepared);
