@@ -146,7 +146,10 @@ def _add(
 
     both = [[pair[side] for pair in pairs] for side in (0, 1)]
     during, without = map(calm, both)
-    left_out = [len(seen.within(spans)) - len(calm(spans)) for spans in both]
+    asked = [len(seen.within(spans)) for spans in both]
+    left_out = [asked[0] - len(during), asked[1] - len(without)]
+    shares = (part / max(of, 1) for part, of in zip(left_out, asked, strict=True))
+    told = " / ".join(f"{share:.0%}" for share in shares)
     for name, share in (("p99", 0.99), ("max", 1.0)):
         value, base = percentile_ms(during, share), percentile_ms(without, share)
         each = [[percentile_ms(calm([span]), share) for span in pair] for pair in pairs]
@@ -158,5 +161,5 @@ def _add(
         }
         bench.add(f"{key}.{name}", "ms", [value], count, baseline=base, details=details)
         ratios = [with_it / max(alone, 1e-6) for with_it, alone in each]
-        note = f"median round {statistics.median(ratios):.2f}"
+        note = f"median round {statistics.median(ratios):.2f}; {told} left out"
         bench.add(f"{key}.{name}.ratio", "", [value / max(base, 1e-6)], note=note)

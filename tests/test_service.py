@@ -422,6 +422,20 @@ def test_a_full_disk_does_not_keep_it_from_starting(pool: Path) -> None:
             assert client.size == MIB
 
 
+def test_an_exception_that_nobody_foresaw_is_told_as_such(pool: Path) -> None:
+    planted = (
+        "import sys; from ramet import cli, verbs;"
+        " verbs.PoolVerbs.stats = lambda self: {}['absent'];"
+        " sys.exit(cli.main())"
+    )
+    with serving(pool, command=[sys.executable, "-c", planted]) as it:
+        done = run_ramet("-p", pool, "stats")
+        assert done.returncode == 1
+        assert "unexpected_exception: KeyError: 'absent'" in done.stderr
+        assert names_listed("-p", pool) == ["db"], "it goes on"
+    assert any(line.startswith("KeyError: 'absent'") for line in it.said), "with its trace"
+
+
 def test_a_service_that_stops_while_a_command_waits_lets_it_have_the_pool(pool: Path) -> None:
     with serving(pool) as it:
         it.terminate()

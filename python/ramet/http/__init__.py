@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from ramet import __version__
-from ramet.errors import InvalidError, RametError
+from ramet.errors import InternalError, InvalidError, RametError
 from ramet.http import policies
 from ramet.http.locks import add_locks
 from ramet.http.streams import Abandon, Send, abandon_part, list_parts, receive_body, send_frames
@@ -222,10 +222,7 @@ def build(service: Service) -> FastAPI:
     verbs: Verbs = service.verbs
     held: Held = {}
 
-    @app.exception_handler(RametError)
-    async def on_error(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, RametError)
-        return answer_error(error)
+    _add_errors(app)
 
     def post(path: str, kind: type[Any], call: Callable[[Any], object]) -> None:
         async def endpoint(request: Request) -> Response:
@@ -283,6 +280,19 @@ def build(service: Service) -> FastAPI:
     app.add_api_route("/v0/health", health, methods=["GET"], name="health")
     get("/v0/service", "service", lambda _: service.describe())
     return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RametError)
+    async def on_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RametError)
+        return answer_error(error)
+
+    @app.exception_handler(Exception)
+    async def on_bug(_request: Request, error: Exception) -> Response:
+        # The server prints it with its trace once this is answered.
+        told = f"{type(error).__name__}: {error}; hint: the service printed where; report it"
+        return answer_error(InternalError("unexpected_exception", told))
 
 
 def _add_policies(post: Post, get: Get, service: Service) -> None:
