@@ -146,10 +146,9 @@ def _add(
 
     both = [[pair[side] for pair in pairs] for side in (0, 1)]
     during, without = map(calm, both)
-    asked = [len(seen.within(spans)) for spans in both]
-    left_out = [asked[0] - len(during), asked[1] - len(without)]
-    shares = (part / max(of, 1) for part, of in zip(left_out, asked, strict=True))
-    told = " / ".join(f"{share:.0%}" for share in shares)
+    counts = [len(seen.within(spans)) for spans in both]
+    left_out = [counts[0] - len(during), counts[1] - len(without)]
+    told = " / ".join(f"{left_out[side] / max(counts[side], 1):.0%}" for side in (0, 1))
     for name, share in (("p99", 0.99), ("max", 1.0)):
         value, base = percentile_ms(during, share), percentile_ms(without, share)
         each = [[percentile_ms(calm([span]), share) for span in pair] for pair in pairs]
