@@ -31,7 +31,7 @@ use ramet_log::{
     Accept, BLOCK_BYTES_U64, Bell, Known, Log, LogError, Loss, ObjectId, Position, Replay,
     SEGMENT_BYTES_DEFAULT, SegmentId,
 };
-use ramet_store::{FileStore, LimitStore, LongTurns, Store};
+use ramet_store::{FileStore, LimitStore, Store};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -393,7 +393,6 @@ impl Engine {
     /// # Errors
     /// `Unavailable` where a write or sync fails.
     pub fn step_write_out(&self) -> Result<(), EngineError> {
-        let _long = LongTurns::begin();
         self.log.write_out()?;
         // What comes back on a full disk is for the reserve first.
         if self.reserve.is_whole() { Ok(self.log.make_room_ahead()?) } else { Ok(()) }

@@ -13,7 +13,7 @@ use crate::reuse::RENEWABLE_MAX;
 use parking_lot::Mutex;
 use ramet_log::format::node::{NodeFileKind, UNIT_BYTES};
 use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet, Thinned};
-use ramet_store::{LongTurns, StoreError};
+use ramet_store::StoreError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -356,7 +356,6 @@ impl Engine {
 
     /// Answer some of what is dying. Result: whether there is more.
     pub(crate) fn step_space(&self, budget: u64) -> bool {
-        let _long = LongTurns::begin();
         self.space.step(budget)
     }
 
@@ -425,7 +424,6 @@ impl Engine {
 
     /// Find out which nodes the newest checkpoint reaches, and allow the room of others to go.
     fn count_nodes(&self) -> Result<()> {
-        let _long = LongTurns::begin();
         let began = Instant::now();
         self.space.deaths_since_count(true);
         let (roots, files, target) = {
@@ -460,7 +458,6 @@ impl Engine {
             return Ok(false);
         }
         let Some(work) = self.next_work() else { return Ok(false) };
-        let _long = LongTurns::begin();
         self.give_back(work)?;
         // The first that comes back is kept for the next time.
         let _ = self.fill_reserve();

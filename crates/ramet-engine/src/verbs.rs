@@ -13,7 +13,6 @@ use crate::volume::VolumeDevice;
 use crate::{BlockDevice, EngineError, Kind};
 use parking_lot::MutexGuard;
 use ramet_log::{BLOCK_BYTES_U64, GateGuard, ObjectId, PreparedRecord};
-use ramet_store::LongTurns;
 use ramet_store::locks::RwLockReadGuard;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -338,7 +337,6 @@ impl Engine {
         if record.items.is_empty() {
             return Ok(Vec::new());
         }
-        let long = LongTurns::begin();
         let mut prepared =
             Prepared::new(&record, &self.table.read(), &self.heads).expect("checked before");
         let bytes = PreparedRecord::new(record.encode())?;
@@ -348,7 +346,6 @@ impl Engine {
         check_detached(&prepared.ending())?;
         self.space.reserve(prepared.places());
         prepared.warm();
-        drop(long);
         let filled = if room == Room::Reserve { Ok(()) } else { self.fill_reserve() };
         let entered = filled.and_then(|()| self.enter_ready(&prepared, &bytes, room));
         let (mut gate, hold) = entered.inspect_err(|_| self.space.unreserve(prepared.places()))?;
@@ -358,9 +355,7 @@ impl Engine {
         let sequence = gate.sequence();
         drop(gate);
         drop(attaching);
-        let long = LongTurns::begin();
         prepared.settle(&self.space, position);
-        drop(long);
         commands.note(position);
         self.log.commit(sequence)?;
         prepared.publish(&mut self.table.write(), &self.changed);

@@ -5,6 +5,7 @@
 
 use crate::buffer::Buffer;
 use crate::large::LargeShare;
+use crate::slice;
 use crate::spin::{LOOK, Looking, Spin};
 use crate::transport::{NoTransport, PARTS_WAIT, Received, Transport};
 use ramet_engine::Lent;
@@ -117,7 +118,9 @@ impl Channel {
 
     /// Send all replies, then receive at least a byte more; room for `needed_bytes` is made.
     pub(crate) fn receive_more(&mut self, needed_bytes: usize) -> Result<(), Ended> {
-        if std::mem::take(&mut self.answered_count) > 1 {
+        let answered_count = std::mem::take(&mut self.answered_count);
+        slice::answered(answered_count);
+        if answered_count > 1 {
             self.spin.break_off();
         }
         self.send()?;

@@ -7,7 +7,7 @@
 //! `allow` is who may open what; `replies` says how requests are answered, `contexts` what the
 //! metadata contexts are; `registry` knows who is connected to what, `habit` and `pairs` how a
 //! connection flushes, `gathering` when a crowd does, `large` bounds the memory of large messages;
-//! `codec`, `judgement` and `certificate` are pure.
+//! `slice` is of the threads that serve; `codec`, `judgement` and `certificate` are pure.
 //! Invariants: requests of a connection take effect in order of arrival; a write that was not
 //! received whole is never applied; no byte a client can send panics the server.
 //! Source: the NBD protocol document, `doc/proto.md` of `NetworkBlockDevice/nbd`.
@@ -34,6 +34,7 @@ mod registry;
 mod replies;
 mod server;
 mod session;
+mod slice;
 mod socket;
 mod spin;
 mod tcp;

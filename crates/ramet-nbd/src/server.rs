@@ -9,6 +9,7 @@ use crate::error::NbdError;
 use crate::large::LargeMemory;
 use crate::registry::{Membership, Registry};
 use crate::session;
+use crate::slice;
 use crate::tls::{Policy, Tls};
 use crate::transport::{Accepted, Listener, Transport};
 use parking_lot::Mutex;
@@ -273,6 +274,7 @@ fn is_transient(error: &io::Error) -> bool {
 fn start_session(transport: Box<dyn Transport>, membership: Membership, shared: Shared) {
     // Detached: the registry counts sessions, and an unjoined thread would keep its stack.
     let _ = Builder::new().name("nbd-session".to_owned()).spawn(move || {
+        slice::begin();
         let Shared { exports, policy, crowd } = shared;
         session::serve(transport, membership, &*exports, policy.as_ref(), &crowd);
     });

@@ -15,7 +15,6 @@ pub mod locks;
 mod mapping;
 mod memory;
 mod moment;
-mod turns;
 
 pub use error::StoreError;
 pub use fault::{Fault, FaultStore, Kept, Operation, When};
@@ -24,7 +23,6 @@ pub use limit::LimitStore;
 pub use mapping::Mapping;
 pub use memory::MemoryStore;
 pub use moment::Moment;
-pub use turns::LongTurns;
 
 use std::sync::Arc;
 

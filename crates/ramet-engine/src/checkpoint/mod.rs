@@ -22,7 +22,6 @@ use ramet_log::format::node::NodeFileKind;
 use ramet_log::format::segment::LogEnd;
 use ramet_log::format::superblock::NodeReference;
 use ramet_log::{ObjectId, SegmentId, Sequence};
-use ramet_store::LongTurns;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -249,7 +248,6 @@ impl Engine {
             return Ok(false);
         }
         let mut capture = self.capture(&state.look_again);
-        let _long = LongTurns::begin();
         let found = self.find_dead(state, &mut capture, aim);
         match self.write_capture(state, &capture, &gone_nodes) {
             Ok(()) => {
@@ -304,9 +302,7 @@ impl Engine {
     /// The cut: no command is under way, and the gate is closed while the roots are taken.
     fn capture(&self, look_again: &HashSet<SegmentId>) -> Capture {
         // Before the lock, so that no command waits for it.
-        let long = LongTurns::begin();
         self.changed.warm();
-        drop(long);
         let commands = self.commands.lock();
         let close_gate = || {
             let mut gate = self.log.enter();
