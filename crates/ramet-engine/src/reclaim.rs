@@ -312,6 +312,7 @@ impl Engine {
         };
         let aim = if all { Aim::AllDead } else { Aim::Deaths };
         while self.step_space(ANSWERED_AT_ONCE) {
+            self.log.rest();
             if !tell(&so_far()) {
                 return Ok(so_far());
             }
@@ -430,7 +431,7 @@ impl Engine {
             let state = self.checkpoints.lock();
             (state.roots(), state.node_files.clone(), state.newest_node_file())
         };
-        let counted = count::count(&self.nodes, &roots, &files, target);
+        let counted = count::count(&self.nodes, &roots, &files, target, &|| self.log.rest());
         {
             let mut counting = self.reclaim.counting.lock();
             (counting.at, counting.took) = (Instant::now(), began.elapsed());
@@ -531,6 +532,7 @@ fn punch_nodes(log: &ramet_log::Log, id: SegmentId, pages: &PageRuns) -> Result<
     };
     let before = file.allocated_bytes().map_err(failed)?;
     for (first, count) in pages {
+        log.rest();
         let punched = file.punch(first * BLOCK_BYTES_U64, count * BLOCK_BYTES_U64);
         if !punched.map_err(failed)? {
             return Ok(0);

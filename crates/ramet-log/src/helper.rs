@@ -7,10 +7,10 @@
 use crate::error::{LogError, Result};
 use crate::log::Log;
 use parking_lot::{Condvar, Mutex};
-use ramet_store::StoreError;
+use ramet_store::{StoreError, rest_where_due};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Rung by writers when there is something to do for the thread beside them.
 #[derive(Default)]
@@ -66,6 +66,14 @@ impl Log {
     /// Rung when `help` finds something to do.
     pub fn bell(&self) -> Arc<Bell> {
         self.bell.clone()
+    }
+
+    /// Called between two pieces of work that go on for long, holding nothing that clients wait
+    /// for: rest now and then, while somebody writes. See docs/internals/latency.md.
+    pub fn rest(&self) {
+        if rest_where_due(|| self.is_filled(Instant::now())) {
+            self.counters.rests.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Hand to the files what is complete.

@@ -46,6 +46,8 @@ pub struct Counters {
     pub sealed: AtomicU64,
     /// Batches replayed at opening.
     pub replayed: AtomicU64,
+    /// Times that long work rested for those who write.
+    pub rests: AtomicU64,
     /// Longest time a command closed the gate, in nanoseconds.
     pub gate_closed_ns_max: AtomicU64,
     /// Time the last command closed the gate, in nanoseconds.

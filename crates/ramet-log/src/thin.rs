@@ -107,6 +107,7 @@ impl Log {
         let todo: SlotSet =
             (0..).zip(&gone).map(|(i, word)| word & !before.get(i).unwrap_or(&0)).collect();
         for (first, count) in runs(&todo) {
+            self.rest();
             if !file.punch(first * BLOCK_BYTES_U64, count * BLOCK_BYTES_U64)? {
                 return Ok(Thinned::NoHoles);
             }

@@ -4,8 +4,8 @@
 mod crash;
 
 use crash::{Run, Step, block_of};
-use ramet_log::{Log, ObjectId, crc_blocks};
-use ramet_store::{Fault, FaultStore, Kept, Operation, Store, When};
+use ramet_log::{Log, ObjectId, Thinned, crc_blocks};
+use ramet_store::{Fault, FaultStore, FileStore, Kept, Operation, Store, When};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -159,4 +159,39 @@ fn a_full_medium_is_met_by_the_writer_who_needs_the_room() {
     };
     assert!(full.to_string().contains("space"), "{full}");
     log.flush().expect("what was written is durable all the same");
+}
+
+/// Times that giving back every second block of a segment rested, beside a writer or not.
+fn rests(is_written: bool) -> u64 {
+    let path =
+        std::env::temp_dir().join(format!("ramet-rests-{}-{is_written}", std::process::id()));
+    std::fs::create_dir_all(&path).expect("a scratch directory");
+    let store: Arc<dyn Store> = Arc::new(FileStore::new(&path));
+    Log::create(&*store, 32 << 20, 512, 0).expect("created");
+    let log = Log::open(store, false, &mut |_| Ok(())).expect("opened");
+    let data = block_of(7).repeat(BLOCKS_PER_MIB);
+    let mut crcs = Vec::new();
+    crc_blocks(&data, &mut crcs);
+    let mut first = None;
+    for _ in 0..24 {
+        let mut gate = log.enter_write(crcs.len() as u64).expect("room");
+        gate.write(ObjectId(1), 0, &data, &crcs, |_, _, at| first = first.or(Some(at)));
+    }
+    log.seal().expect("sealed");
+    let id = first.expect("written").segment();
+    log.set_thinned(std::iter::once(id));
+    if is_written {
+        log.bell().wait(Duration::ZERO);
+    }
+    let every_second = vec![0xaaaa_aaaa_aaaa_aaaa; 100];
+    let thinned = log.thin(id, &every_second);
+    std::fs::remove_dir_all(&path).expect("removed");
+    assert!(matches!(thinned, Ok(Thinned::Bytes(bytes)) if bytes > 8 << 20), "{thinned:?}");
+    log.counters.rests.load(Ordering::Relaxed)
+}
+
+#[test]
+fn giving_back_rests_now_and_then_while_somebody_writes_and_goes_on_where_nobody_does() {
+    assert!(rests(true) > 0);
+    assert_eq!(rests(false), 0);
 }

@@ -15,6 +15,7 @@ pub mod locks;
 mod mapping;
 mod memory;
 mod moment;
+mod rest;
 
 pub use error::StoreError;
 pub use fault::{Fault, FaultStore, Kept, Operation, When};
@@ -23,6 +24,7 @@ pub use limit::LimitStore;
 pub use mapping::Mapping;
 pub use memory::MemoryStore;
 pub use moment::Moment;
+pub use rest::rest_where_due;
 
 use std::sync::Arc;
 

@@ -73,6 +73,7 @@ pub(crate) fn count(
     roots: &Roots,
     files: &BTreeMap<SegmentId, u32>,
     target: Option<SegmentId>,
+    rest: &dyn Fn(),
 ) -> Result<Counted> {
     let marks = RefCell::new(Marks::default());
     let read = |reference: &NodeReference| nodes.files.read(reference);
@@ -80,14 +81,14 @@ pub(crate) fn count(
         marks.borrow_mut().mark(node);
     };
     let mut object = |key: u64, value: &[u8]| match object_root(key, value)? {
-        Some((root, height)) => mark_map(nodes, &marks, root, height),
+        Some((root, height)) => mark_map(nodes, &marks, root, height, rest),
         None => Ok(()),
     };
     if let Some(root) = &roots.objects {
         tree::scan(&read, root, &mut visit, &mut object)?;
     }
     let mut dying = |key: u64, value: &[u8]| match dying_root(key, value)? {
-        Some((root, height)) => mark_map(nodes, &marks, root, height),
+        Some((root, height)) => mark_map(nodes, &marks, root, height, rest),
         None => Ok(()),
     };
     if let Some(root) = &roots.lineage {
@@ -97,9 +98,16 @@ pub(crate) fn count(
 }
 
 /// Mark a map, each node once however many maps share it.
-fn mark_map(nodes: &Nodes, marks: &RefCell<Marks>, root: NodeReference, height: u8) -> Result<()> {
+fn mark_map(
+    nodes: &Nodes,
+    marks: &RefCell<Marks>,
+    root: NodeReference,
+    height: u8,
+    rest: &dyn Fn(),
+) -> Result<()> {
     let mut todo = vec![(root, height)];
     while let Some((node, height)) = todo.pop() {
+        rest();
         if marks.borrow_mut().mark(&node) && height > 0 {
             todo.extend(
                 nodes.children(&node, height)?.into_iter().map(|child| (child, height - 1)),
