@@ -6,15 +6,12 @@ does so late, either the system ran something that it does not interrupt, which 
 processor was away. The timer that samples what runs interrupts everything, but not an idle
 processor: so where it was silent too, the processor was away.
 
-A processor may also be taken away for a tenth of a millisecond, again and again: all that it does
-takes ten times as long, and no beat comes very late. Then the timer ticks as if by chance
-(`irregular`), which nothing that it interrupts can make it do.
-
 That needs the rights to go first and to watch all processors (perf_event_open(2)). Without them
 what /proc/stat counts is used, which is hundredths of a second.
 """
 
 import ctypes
+import itertools
 import mmap
 import os
 import platform
@@ -24,7 +21,6 @@ import sys
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -162,26 +158,8 @@ class Timer:
 def silences(due_ns: int, woke_ns: int, ticks: list[int], least_ns: int) -> list[Span]:
     """When nothing was heard for so long, of a beat that was due and came, and ordered ticks."""
     between = ticks[bisect_right(ticks, due_ns) : bisect_left(ticks, woke_ns)]
-    heard = pairwise([due_ns, *between, woke_ns])
+    heard = itertools.pairwise([due_ns, *between, woke_ns])
     return [(begun, ended) for begun, ended in heard if ended - begun >= least_ns]
-
-
-def irregular(ticks: list[int], period_ns: int, count: int, least_ns: int) -> list[Span]:
-    """When a timer ticked as if by chance, of ordered ticks.
-
-    That is `count` gaps in a row that differ from whole periods by `least_ns` on average; by chance
-    it would be a quarter of a period. Where two of three ticks are missing nothing is known.
-    """
-    half = period_ns // 2
-    off = [abs((next_one - one + half) % period_ns - half) for one, next_one in pairwise(ticks)]
-    sums = list(accumulate(off, initial=0))
-    stretches = zip(ticks, ticks[count:], sums, sums[count:], strict=False)
-    least, longest = count * least_ns, 3 * count * period_ns
-    return [
-        (begun, ended)
-        for begun, ended, before, after in stretches
-        if after - before >= least and ended - begun <= longest
-    ]
 
 
 class Heart:
@@ -192,9 +170,6 @@ class Heart:
     LATE_NS = 400_000
     # and after so much silence, two ticks that were missed, the processor was away.
     SILENCE_NS = 500_000
-    # And where so many ticks in a row are so irregular, it was slow.
-    IRREGULAR_COUNT = 8
-    IRREGULAR_NS = 40_000
     _LINE = struct.Struct("=QQ")
     _LINES_MAX = 1000
     _KEPT_NS = 5_000_000_000
@@ -212,12 +187,10 @@ class Heart:
 
     def away(self) -> list[Span]:
         """When the processor was away since the last call."""
-        fresh = self._timer.ticks()
-        self._ticks += fresh
+        self._ticks += self._timer.ticks()
         assert self._process.stdout is not None
         late = self._process.stdout.read(self._LINE.size * self._LINES_MAX) or b""
-        looked_at = self._ticks[-len(fresh) - self.IRREGULAR_COUNT :]
-        found = irregular(looked_at, Timer.TICK_NS, self.IRREGULAR_COUNT, self.IRREGULAR_NS)
+        found = []
         for due_ns, woke_ns in self._LINE.iter_unpack(late):
             found += silences(due_ns, woke_ns, self._ticks, self.SILENCE_NS)
         del self._ticks[: bisect_left(self._ticks, time.monotonic_ns() - self._KEPT_NS)]

@@ -1,8 +1,6 @@
 """The bench leaves out requests while a processor was away, and no others."""
 
 import importlib.util
-import itertools
-import random
 import sys
 from pathlib import Path
 
@@ -57,36 +55,3 @@ def test_what_touches_a_span_is_found_whatever_order_they_came_in(
     if length:
         inside = len(covered & set(range(begun, ended)))
         assert abs(watch.part((begun, ended)) - inside / length) < 1e-9
-
-
-def test_a_timer_that_ticks_as_if_by_chance_tells_of_a_slow_processor() -> None:
-    chance = random.Random(1)
-    regular = [at + chance.randrange(20) for at in range(0, 20_000, 200)]
-    slow = sorted(chance.randrange(20_000, 24_000) for _ in range(20))
-    after = [at + chance.randrange(20) for at in range(24_000, 40_000, 200)]
-    assert stolen.irregular(regular + after, 200, 8, 40) == []
-    found = stolen.irregular(regular + slow + after, 200, 8, 40)
-    assert found
-    # Those that begin before reach into it, and those that end after it begin in it.
-    assert all(begun < 24_000 and ended > 20_000 for begun, ended in found)
-    covered = {at for begun, ended in found for at in range(begun, ended)}
-    assert len(covered & set(range(20_000, 24_000))) > 3_000
-
-
-def test_an_idle_processor_s_timer_tells_nothing() -> None:
-    chance = random.Random(2)
-    heard = [at + chance.randrange(200) for at in range(0, 60_000, 1_000)]
-    assert stolen.irregular(heard, 200, 8, 40) == []
-
-
-@given(st.lists(st.integers(0, 5_000), max_size=60))
-def test_irregular_ticks_are_found_as_by_looking_at_each_stretch(ticks: list[int]) -> None:
-    ticks.sort()
-    expected = []
-    for first in range(len(ticks) - 4):
-        part = ticks[first : first + 5]
-        gaps = [later - one for one, later in itertools.pairwise(part)]
-        off = [min(gap % 200, 200 - gap % 200) for gap in gaps]
-        if sum(off) / 4 >= 40 and part[-1] - part[0] <= 3 * 4 * 200:
-            expected.append((part[0], part[-1]))
-    assert stolen.irregular(ticks, 200, 4, 40) == expected
