@@ -12,7 +12,9 @@ use crate::object::Object;
 use crate::reuse::RENEWABLE_MAX;
 use parking_lot::Mutex;
 use ramet_log::format::node::{NodeFileKind, UNIT_BYTES};
-use ramet_log::{BLOCK_BYTES_U64, LogError, SegmentEntry, SegmentId, SlotSet, Thinned};
+use ramet_log::{
+    BLOCK_BYTES_U64, LogError, Removal, SegmentEntry, SegmentId, SlotSet, Thinned,
+};
 use ramet_store::StoreError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -495,9 +497,11 @@ impl Engine {
                 self.drop_hashes(&ids);
             }
             Work::RemoveNodes(ids) => {
-                for id in &ids {
-                    came_back(self.nodes.files.remove(*id)?);
-                }
+                let kind = NodeFileKind::Nodes;
+                let removal = |id: &SegmentId| Removal { path: kind.path(*id), is_lent: false };
+                ids.iter().for_each(|id| self.nodes.files.close(*id));
+                let removals = ids.iter().map(removal).collect();
+                came_back(self.log.remove_files(kind.directory(), removals)?);
                 self.drop_hashes(&ids);
             }
             Work::Renew(id, dead) => {
@@ -537,6 +541,7 @@ fn punch_nodes(log: &ramet_log::Log, id: SegmentId, pages: &PageRuns) -> Result<
         if !punched.map_err(failed)? {
             return Ok(0);
         }
+        log.note_freed(&*file, 1)?;
     }
     Ok(before.saturating_sub(file.allocated_bytes().map_err(failed)?))
 }

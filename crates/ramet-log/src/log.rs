@@ -85,6 +85,8 @@ pub struct Log {
     pub(crate) views: Mutex<VecDeque<Weak<Segment>>>,
     /// Of segments that were forgotten and have a file.
     pub(crate) lent: Mutex<HashMap<SegmentId, Pin>>,
+    /// Runs of blocks given back that no journal has freed yet, see `note_freed`.
+    pub(crate) freed_runs: AtomicU64,
     /// How the log has worked.
     pub counters: Counters,
     appended: AtomicU64,
@@ -139,6 +141,7 @@ impl Log {
             open_files: Mutex::new(VecDeque::new()),
             views: Mutex::default(),
             lent: Mutex::default(),
+            freed_runs: AtomicU64::new(0),
             counters: Counters { replayed: AtomicU64::new(found.replayed), ..Counters::default() },
             appended: AtomicU64::new(last.0),
             durable: AtomicU64::new(last.0),

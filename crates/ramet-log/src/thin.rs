@@ -9,7 +9,9 @@ use crate::error::{LogError, Result};
 use crate::format::batch::Kind;
 use crate::format::footer::{CHECKSUMS_PER_PAGE, JournalBatch, Trailer};
 use crate::format::segment::SegmentHeader;
+use crate::lending::is_last;
 use crate::log::Log;
+use crate::portions::Removal;
 use crate::segment::{Segment, segment_path};
 use crate::spare::{Readers, spare_path, whole_file};
 use crate::types::{BLOCK_BYTES, BLOCK_BYTES_U64, SegmentId};
@@ -67,17 +69,15 @@ impl Log {
     /// # Errors
     /// `Store` where a file cannot be removed: it is left to the next opening.
     pub fn remove_segments(&self, ids: &[SegmentId]) -> Result<u64> {
-        let mut bytes = 0;
+        let mut removals = Vec::new();
         for id in ids {
-            if self.keep_file(*id)? {
-                continue;
+            if !self.keep_file(*id)? {
+                let lent = self.lent.lock().remove(id);
+                let is_lent = lent.is_some_and(|pin| !is_last(&pin));
+                removals.push(Removal { path: segment_path(*id), is_lent });
             }
-            let path = segment_path(*id);
-            bytes += self.store().open(&path, false)?.allocated_bytes()?;
-            self.store().remove(&path)?;
-            self.lent.lock().remove(id);
         }
-        Ok(bytes)
+        self.remove_files("segments", removals)
     }
 
     /// Give back the room of dead slots of a segment that has ended, and of all that holds no block
@@ -111,6 +111,7 @@ impl Log {
             if !file.punch(first * BLOCK_BYTES_U64, count * BLOCK_BYTES_U64)? {
                 return Ok(Thinned::NoHoles);
             }
+            self.note_freed(&*file, 1)?;
         }
         // The journal says what holds no block: it goes after that.
         file.sync()?;

@@ -92,20 +92,9 @@ impl NodeFiles {
         Ok(file)
     }
 
-    /// Remove a file in which nothing is reached. Result: how many bytes came back.
-    ///
-    /// # Errors
-    /// `Unavailable` where it cannot be removed: it is left to the next opening.
-    pub(crate) fn remove(&self, id: SegmentId) -> Result<u64, EngineError> {
-        let path = self.kind.path(id);
+    /// Have a file open no more, which is to be removed.
+    pub(crate) fn close(&self, id: SegmentId) {
         self.open.lock().remove(&id);
-        let bytes = match self.store.open(&path, false) {
-            Ok(file) => file.allocated_bytes().map_err(LogError::from)?,
-            Err(StoreError::NotFound { .. }) => return Ok(0),
-            Err(other) => return Err(LogError::from(other).into()),
-        };
-        self.store.remove(&path).map_err(LogError::from)?;
-        Ok(bytes)
     }
 
     pub(crate) fn damaged(&self, reference: &NodeReference, reason: &str) -> EngineError {

@@ -125,6 +125,20 @@ fn the_file_of_a_dead_segment_is_not_used_again_while_it_is_lent_from() {
     assert_eq!(reused(&log), 1);
 }
 
+#[test]
+fn what_is_being_sent_stays_when_its_file_is_removed() {
+    let scratch = Scratch::new();
+    let (log, first) = scratch.log();
+    // The first block's bytes are zeros, as what was given back reads.
+    let living = Locator(first.0 + 1);
+    let thinned = log.thin(living.segment(), &dead_but(living));
+    assert!(matches!(thinned, Ok(Thinned::Bytes(1..))));
+    let (lent, _) = lend(&log, living, 1, 1);
+    log.forget_segments(&[living.segment()]);
+    assert!(log.remove_segments(&[living.segment()]).expect("no fault") > 0);
+    assert!(lent[0].bytes() == block(1) && !lent[0].has_failed());
+}
+
 /// The story: a file that is cut off under a mapping gives `SIGBUS`, which ends the process.
 #[test]
 fn a_medium_that_fails_is_an_error_and_is_not_lent_from_again() {
