@@ -1,8 +1,10 @@
 """The bench leaves out requests while a processor was away, and no others."""
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,16 @@ def test_a_late_beat_without_ticks_is_stolen_where_they_are_missing() -> None:
     assert stolen.silences(1_100, 3_300, ticks, 500) == [(1_200, 2_400), (2_600, 3_300)]
     assert stolen.silences(1_100, 1_500, [], 500) == []
     assert stolen.silences(1_100, 1_600, [], 500) == [(1_100, 1_600)]
+
+
+def test_a_stretched_piece_is_stolen_whatever_ticked_and_a_late_beat_where_nothing_did() -> None:
+    heart = stolen.Heart.__new__(stolen.Heart)
+    heart._ticks = []
+    heart._timer = SimpleNamespace(ticks=lambda: list(range(0, 5_000_000, 200_000)))
+    lines = [(1_000_000, 2_000_000, False), (3_000_000, 3_150_000, True)]
+    sent = b"".join(stolen.Heart._LINE.pack(*line) for line in lines)
+    heart._process = SimpleNamespace(stdout=io.BytesIO(sent))
+    assert heart.away() == [(3_000_000, 3_150_000)]
 
 
 def test_a_span_within_the_one_before_changes_nothing() -> None:
