@@ -12,9 +12,7 @@ use crate::object::Object;
 use crate::reuse::RENEWABLE_MAX;
 use parking_lot::Mutex;
 use ramet_log::format::node::{NodeFileKind, UNIT_BYTES};
-use ramet_log::{
-    BLOCK_BYTES_U64, LogError, Removal, SegmentEntry, SegmentId, SlotSet, Thinned,
-};
+use ramet_log::{BLOCK_BYTES_U64, LogError, Removal, SegmentEntry, SegmentId, SlotSet, Thinned};
 use ramet_store::StoreError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
