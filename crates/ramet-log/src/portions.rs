@@ -45,8 +45,8 @@ impl Log {
     /// is none. Result: how many bytes came back.
     ///
     /// # Errors
-    /// `Store` where a file cannot be removed, or emptied: what has a name is left to the next
-    /// opening.
+    /// `Store` where a file cannot be removed, or its directory not be synced: it is left to the
+    /// next opening.
     pub fn remove_files(&self, directory: &str, removals: Vec<Removal>) -> Result<u64> {
         let (mut bytes, mut holey) = (0, Vec::new());
         for removal in removals {
@@ -66,7 +66,10 @@ impl Log {
             // Or a name might come back without its bytes.
             self.store().sync_directory(directory)?;
         }
-        holey.into_iter().try_for_each(|(file, length)| self.empty(&file, length))?;
+        for (file, length) in holey {
+            // On a full medium even that may fail. The system frees what is left with the file.
+            let _ = self.empty(&file, length);
+        }
         Ok(bytes)
     }
 
