@@ -1,6 +1,6 @@
 """When a virtual machine's host ran something else although there was work here.
 
-A processor that is taken away looks like a stall to everybody on the machine. Two things tell. On
+A processor that is taken away looks like a stall to everybody on the machine. How to tell: on
 each processor a process wakes up every half millisecond before everybody else (`beat`). Where it
 does so late, either the system ran something that it does not interrupt, which counts, or the
 processor was away. The timer that samples what runs interrupts everything, but not an idle
@@ -195,9 +195,9 @@ class Heart:
         """When the processor was away since the last call."""
         self._ticks += self._timer.ticks()
         assert self._process.stdout is not None
-        late = self._process.stdout.read(self._LINE.size * self._LINES_MAX) or b""
+        told = self._process.stdout.read(self._LINE.size * self._LINES_MAX) or b""
         found = []
-        for begun_ns, ended_ns, is_stretched in self._LINE.iter_unpack(late):
+        for begun_ns, ended_ns, is_stretched in self._LINE.iter_unpack(told):
             if is_stretched:
                 found.append((begun_ns, ended_ns))
             else:

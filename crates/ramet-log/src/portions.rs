@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::log::Log;
 use crate::types::BLOCK_BYTES_U64;
 use ramet_store::{File, StoreError};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Runs of blocks that the journal frees at once,
@@ -68,12 +67,12 @@ impl Log {
         }
         for (file, length) in holey {
             // On a full medium even that may fail. The system frees what is left with the file.
-            let _ = self.empty(&file, length);
+            let _ = self.empty(&*file, length);
         }
         Ok(bytes)
     }
 
-    fn empty(&self, file: &Arc<dyn File>, length_bytes: u64) -> Result<()> {
+    fn empty(&self, file: &dyn File, length_bytes: u64) -> Result<()> {
         for index in 0..length_bytes.div_ceil(EMPTIED_AT_ONCE) {
             self.rest();
             let at = index * EMPTIED_AT_ONCE;
@@ -82,7 +81,7 @@ impl Log {
                 break;
             }
             // At worst every second block was there.
-            self.note_freed(&**file, piece.div_ceil(2 * BLOCK_BYTES_U64))?;
+            self.note_freed(file, piece.div_ceil(2 * BLOCK_BYTES_U64))?;
         }
         Ok(())
     }
