@@ -1,20 +1,22 @@
 """When a virtual machine's host ran something else although there was work here.
 
 A processor that is taken away looks like a stall to everybody on the machine. How to tell: on
-each processor a process wakes up every half millisecond before everybody else (`beat`). Where it
-does so late, either the system ran something that it does not interrupt, which counts, or the
-processor was away. The timer that samples what runs interrupts everything, but not an idle
-processor: so where it was silent too, the processor was away. A processor may also be away for a
-tenth of a millisecond, again and again: no beat comes very late then. So each computes the same
-little piece, which nobody here interrupts but the system, for less; where that takes a tenth of a
-millisecond more than usual the processor was away meanwhile.
+each processor a process wakes up every millisecond before everybody else (`beat`). Where it does so
+late, either the system ran something that it does not interrupt, which counts, or the processor was
+away. The timer that samples what runs interrupts everything, but not an idle processor, and it
+keeps time: so where it did not tick when it was due either, the processor was away. A processor may
+also be away for a tenth of a millisecond, again and again: no beat comes very late then. So each
+computes the same little piece, which nobody here interrupts but the system, for less; where that
+takes a tenth of a millisecond more than usual the processor was away meanwhile.
+
+To watch costs what is watched: on a virtual machine a tick may take 30 us and a beat 80, and who
+goes first makes the others wait. So both are no more often than it takes.
 
 That needs the rights to go first and to watch all processors (perf_event_open(2)). Without them
 what /proc/stat counts is used, which is hundredths of a second.
 """
 
 import ctypes
-import itertools
 import mmap
 import os
 import platform
@@ -30,6 +32,9 @@ from typing import Protocol, Self
 Span = tuple[int, int]
 
 CALLS = {"x86_64": 298, "aarch64": 241}  # Numbers of perf_event_open.
+# How far apart ticks come that were on time, and how many tell when that is.
+TOGETHER_NS = 50_000
+PHASE_TICKS = 400
 
 
 class StolenTime:
@@ -114,14 +119,14 @@ class Counted:
 class Timer:
     """The timer of one processor, whose ticks the system notes in a ring of memory."""
 
-    TICK_NS = 200_000
+    TICK_NS = 500_000
     # perf_event_attr: type, size, config, period, sample type, read format, flags; the clock.
     _ATTRIBUTES = struct.Struct("=IIQQQQQ44xi16x")
     _SOFTWARE, _CPU_CLOCK, _SAMPLE_TIME, _USE_CLOCK = 1, 0, 1 << 2, 1 << 25
     _TICKED, _HEAD, _TIME = 9, struct.Struct("=IHH"), struct.Struct("=Q")
     # In the first page of the ring: how far the system wrote, and how far we read.
     _WRITTEN, _READ = 1024, 1032
-    _RING_BYTES = 64 * mmap.PAGESIZE  # Three seconds' worth.
+    _RING_BYTES = 64 * mmap.PAGESIZE  # Eight seconds' worth.
 
     def __init__(self, processor: int) -> None:
         words = (self._SOFTWARE, self._ATTRIBUTES.size, self._CPU_CLOCK, self.TICK_NS)
@@ -158,21 +163,38 @@ class Timer:
         self._ring.close()
 
 
-def silences(due_ns: int, woke_ns: int, ticks: list[int], least_ns: int) -> list[Span]:
-    """When nothing was heard for so long, of a beat that was due and came, and ordered ticks."""
-    between = ticks[bisect_right(ticks, due_ns) : bisect_left(ticks, woke_ns)]
-    heard = itertools.pairwise([due_ns, *between, woke_ns])
-    return [(begun, ended) for begun, ended in heard if ended - begun >= least_ns]
+def phase(ticks: list[int], every_ns: int) -> int:
+    """When within its period a timer is due: most ticks come then or up to `TOGETHER_NS` later."""
+    when = sorted(tick_ns % every_ns for tick_ns in ticks)
+    around = when + [it + every_ns for it in when]
+    counts = [bisect_right(around, first + TOGETHER_NS) - at for at, first in enumerate(when)]
+    return when[counts.index(max(counts))]
+
+
+def silences(late: Span, due: range, ticks: list[int], least_ns: int) -> list[Span]:
+    """When a tick was due and came so much later, or not at all, while a beat was late.
+
+    `late`: when the beat was due and came; `due`: when ticks were, in that time; `ticks`: in order.
+    """
+    found = []
+    heard_ns, woke_ns = late
+    for due_ns in due:
+        if due_ns >= heard_ns:
+            at = bisect_left(ticks, due_ns - TOGETHER_NS)
+            heard_ns = min([woke_ns, *ticks[at : at + 1]])
+            if heard_ns - due_ns >= least_ns:
+                found.append((due_ns, heard_ns))
+    return found
 
 
 class Heart:
     """One processor's process that wakes up all the time, and its timer."""
 
-    BEAT_NS = 500_000
+    BEAT_NS = 1_000_000
     # A beat that comes so late is looked at,
     LATE_NS = 400_000
-    # and after so much silence, two ticks that were missed, the processor was away.
-    SILENCE_NS = 500_000
+    # and where a tick was so late, too, the processor was away.
+    SILENCE_NS = 200_000
     # A piece of computing of 10 us takes so much longer where it was away in the middle.
     STRETCHED_NS = 100_000
     _PIECE = (3, (1 << 60) - 1, (1 << 61) - 1)
@@ -193,15 +215,20 @@ class Heart:
 
     def away(self) -> list[Span]:
         """When the processor was away since the last call."""
-        self._ticks += self._timer.ticks()
         assert self._process.stdout is not None
         told = self._process.stdout.read(self._LINE.size * self._LINES_MAX) or b""
+        self._ticks += self._timer.ticks()  # After the beats: all ticks of each are there.
+        if not told or not self._ticks:
+            return []
+        every_ns = self._timer.TICK_NS
+        phase_ns = phase(self._ticks[-PHASE_TICKS:], every_ns)
         found = []
         for begun_ns, ended_ns, is_stretched in self._LINE.iter_unpack(told):
             if is_stretched:
                 found.append((begun_ns, ended_ns))
             else:
-                found += silences(begun_ns, ended_ns, self._ticks, self.SILENCE_NS)
+                due = range(begun_ns + (phase_ns - begun_ns) % every_ns, ended_ns, every_ns)
+                found += silences((begun_ns, ended_ns), due, self._ticks, self.SILENCE_NS)
         del self._ticks[: bisect_left(self._ticks, time.monotonic_ns() - self._KEPT_NS)]
         return found
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 PATH = Path(__file__).parent.parent / "bench" / "stolen.py"
@@ -21,25 +21,54 @@ SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 6)), max_size=12)
 
 
 def test_a_late_beat_during_ticks_is_the_system_s_own() -> None:
-    ticks = list(range(0, 5_000, 200))
-    assert stolen.silences(1_000, 4_000, ticks, 500) == []
+    ticks = list(range(1_000_030, 5_000_000, 500_000))
+    due = range(1_000_010, 4_000_000, 500_000)
+    assert stolen.silences((1_000_000, 4_000_000), due, ticks, 200_000) == []
 
 
-def test_a_late_beat_without_ticks_is_stolen_where_they_are_missing() -> None:
-    ticks = [800, 1_000, 1_200, 2_400, 2_600, 3_400, 3_500]
-    assert stolen.silences(1_100, 3_300, ticks, 500) == [(1_200, 2_400), (2_600, 3_300)]
-    assert stolen.silences(1_100, 1_500, [], 500) == []
-    assert stolen.silences(1_100, 1_600, [], 500) == [(1_100, 1_600)]
+def test_a_late_beat_without_ticks_is_stolen_from_when_one_was_due() -> None:
+    due = range(1_500_000, 4_300_000, 500_000)
+    # Nobody heard the one of 2 ms in time, nor those of 3 and 3.5, nor that of 4.
+    ticks_us = [500, 1_000, 1_520, 2_200, 2_500, 3_600, 4_400, 4_500]
+    ticks = [at * 1000 for at in ticks_us]
+    late = (1_100_000, 4_300_000)
+    longest = (3_000_000, 3_600_000)
+    found = [(2_000_000, 2_200_000), longest, (4_000_000, 4_300_000)]
+    assert stolen.silences(late, due, ticks, 200_000) == found
+    assert stolen.silences(late, due, ticks, 301_000) == [longest]
+    assert stolen.silences((1_100_000, 1_450_000), range(0), [], 200_000) == []
+    none_after = stolen.silences((1_100_000, 1_700_000), due[:1], ticks[:2], 200_000)
+    assert none_after == [(1_500_000, 1_700_000)]
+
+
+@given(
+    st.integers(0, 499_999),
+    st.lists(st.integers(0, 20_000), min_size=60, max_size=60),
+    st.lists(st.integers(100_000, 400_000), max_size=40),
+)
+@example(450_000, [0] * 60, [100_000] * 40)
+def test_when_a_timer_is_due_is_told_by_most_of_its_ticks(
+    due: int, on_time: list[int], away: list[int]
+) -> None:
+    ticks = [due + 500_000 * count + late for count, late in enumerate(away + on_time)]
+    found = stolen.phase(ticks, 500_000)
+    assert (due - found + stolen.TOGETHER_NS) % 500_000 <= stolen.TOGETHER_NS + 20_000
 
 
 def test_a_stretched_piece_is_stolen_whatever_ticked_and_a_late_beat_where_nothing_did() -> None:
     heart = stolen.Heart.__new__(stolen.Heart)
     heart._ticks = []
-    heart._timer = SimpleNamespace(ticks=lambda: list(range(0, 5_000_000, 200_000)))
-    lines = [(1_000_000, 2_000_000, False), (3_000_000, 3_150_000, True)]
+    every_ns = stolen.Timer.TICK_NS
+    ticks = [at for at in range(7_000, 9_000_000, every_ns) if not 5e6 < at < 7e6]
+    heart._timer = SimpleNamespace(ticks=lambda: ticks, TICK_NS=every_ns)
+    lines = [
+        (1_000_000, 2_000_000, False),
+        (3_000_000, 3_150_000, True),
+        (5_100_000, 6_900_000, False),
+    ]
     sent = b"".join(stolen.Heart._LINE.pack(*line) for line in lines)
     heart._process = SimpleNamespace(stdout=io.BytesIO(sent))
-    assert heart.away() == [(3_000_000, 3_150_000)]
+    assert heart.away() == [(3_000_000, 3_150_000), (5_507_000, 6_900_000)]
 
 
 def test_a_span_within_the_one_before_changes_nothing() -> None:
