@@ -362,6 +362,13 @@ def test_a_bad_request_over_http_has_status_kind_and_code(
     assert [it["name"] for it in json.loads(ask(shared_pool, "GET", "/v0/objects")[1])] == ["db"]
 
 
+def test_the_number_of_no_hold_may_be_any_text(shared_pool: Path) -> None:
+    """Also more digits than Python reads as a number."""
+    for number in ("0", "x", "9" * 5000):
+        path = f"/v0/held?number={number}"
+        assert ask(shared_pool, "GET", path) == (200, b'{"holds":false}')
+
+
 @pytest.fixture(scope="module")
 def shared_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A pool with volume "db" that is served while this file's tests run."""

@@ -13,7 +13,7 @@ import ramet
 from pool_checks import assert_clean, taken_bytes
 from ramet.audit.check import check_beside
 from ramet.errors import NotFoundError
-from serving import run_ramet, serving
+from serving import make_pool, run_ramet, serving
 
 BLOCK_BYTES = 4096
 MIB = 1024 * 1024
@@ -210,6 +210,17 @@ def test_a_hold_ends_with_its_block(pool_path: Path) -> None:
             pool.create_volume("a", "1MiB").write(0, b"x")
             assert holds()
         assert not holds()
+
+
+def test_a_hold_that_ended_is_not_taken_for_a_later_one(pool_path: Path) -> None:
+    make_pool(pool_path)
+    with serving(pool_path) as served, served.verbs() as verbs:
+        with verbs.holding_space() as first:
+            assert first()
+        wait_until(lambda: not first())
+        with verbs.holding_space() as second:
+            assert second()
+            assert not first()
 
 
 def test_the_figures_of_one_object_say_what_is_its_own(pool: ramet.Pool) -> None:

@@ -6,6 +6,7 @@ Invariant: an error answers with its kind, code and text, and a status by its ki
 """
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -39,10 +40,11 @@ STATUS = {
 
 
 Body = TypeVar("Body")
-Held = dict[int, Callable[[], bool]]
+Held = dict[str, Callable[[], bool]]
 Post = Callable[[str, type[Any], Callable[[Any], object]], None]
 Get = Callable[[str, str, Callable[[Request], object]], None]
 HOLD_SECONDS = 1.0
+HOLD_NUMBERS = itertools.count(1)  # Never used twice: whoever asks late is told of nobody else.
 BYTES = "application/octet-stream"
 
 
@@ -188,7 +190,7 @@ async def hold_space(service: Service, held: Held) -> AsyncIterator[str]:
     Example: hold_space(service, {})
     """
     holding = service.pool.holding_space()
-    number = max(held, default=0) + 1
+    number = str(next(HOLD_NUMBERS))
     held[number] = await run_in_threadpool(holding.__enter__)
     try:
         yield f"{number}\n"
@@ -262,8 +264,7 @@ def build(service: Service) -> FastAPI:
         return StreamingResponse(hold_space(service, held), media_type="text/plain")
 
     def still_holds(request: Request) -> dict[str, bool]:
-        number = asked(request, "number")
-        holds = held.get(int(number)) if number.isdecimal() else None
+        holds = held.get(asked(request, "number"))
         return {"holds": holds is not None and holds()}
 
     async def scrub(request: Request) -> Response:
