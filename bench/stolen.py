@@ -147,9 +147,10 @@ class Timer:
         """When it ticked since the last call, in order."""
         (written,) = self._TIME.unpack_from(self._ring, self._WRITTEN)
         (read,) = self._TIME.unpack_from(self._ring, self._READ)
-        ring = self._ring[mmap.PAGESIZE :]
-        begin = read % len(ring)
-        records = (ring + ring)[begin : begin + written - read]
+        begin = mmap.PAGESIZE + read % self._RING_BYTES
+        records = self._ring[begin : begin + written - read]  # As far as the end of the ring.
+        rest = written - read - len(records)
+        records += self._ring[mmap.PAGESIZE : mmap.PAGESIZE + rest]
         self._TIME.pack_into(self._ring, self._READ, written)
         ticks, at = [], 0
         while at < len(records):
@@ -218,8 +219,11 @@ class Heart:
         assert self._process.stdout is not None
         told = self._process.stdout.read(self._LINE.size * self._LINES_MAX) or b""
         self._ticks += self._timer.ticks()  # After the beats: all ticks of each are there.
-        if not told or not self._ticks:
-            return []
+        found = self._judge(told) if told and self._ticks else []
+        del self._ticks[: bisect_left(self._ticks, time.monotonic_ns() - self._KEPT_NS)]
+        return found
+
+    def _judge(self, told: bytes) -> list[Span]:
         every_ns = self._timer.TICK_NS
         phase_ns = phase(self._ticks[-PHASE_TICKS:], every_ns)
         found = []
@@ -229,7 +233,6 @@ class Heart:
             else:
                 due = range(begun_ns + (phase_ns - begun_ns) % every_ns, ended_ns, every_ns)
                 found += silences((begun_ns, ended_ns), due, self._ticks, self.SILENCE_NS)
-        del self._ticks[: bisect_left(self._ticks, time.monotonic_ns() - self._KEPT_NS)]
         return found
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import mmap
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +55,23 @@ def test_when_a_timer_is_due_is_told_by_most_of_its_ticks(
     ticks = [due + 500_000 * count + late for count, late in enumerate(away + on_time)]
     found = stolen.phase(ticks, 500_000)
     assert (due - found + stolen.TOGETHER_NS) % 500_000 <= stolen.TOGETHER_NS + 20_000
+
+
+def test_ticks_are_read_once_and_across_the_end_of_the_ring() -> None:
+    timer = stolen.Timer.__new__(stolen.Timer)
+    timer._ring = mmap.mmap(-1, mmap.PAGESIZE + timer._RING_BYTES)
+    records = [(timer._TICKED, at) for at in (7, 8, 9, 10)]
+    records.insert(2, (2, 99))  # Of another kind.
+    written = timer._RING_BYTES - 3 * 16
+    for kind, at in records:
+        place = mmap.PAGESIZE + written % timer._RING_BYTES
+        timer._ring[place : place + 16] = struct.pack("=IHHQ", kind, 0, 16, at)
+        written += 16
+    timer._TIME.pack_into(timer._ring, timer._READ, written - 5 * 16)
+    timer._TIME.pack_into(timer._ring, timer._WRITTEN, written)
+    assert timer.ticks() == [7, 8, 9, 10]
+    assert timer.ticks() == []
+    timer.close()
 
 
 def test_a_stretched_piece_is_stolen_whatever_ticked_and_a_late_beat_where_nothing_did() -> None:
