@@ -15,6 +15,10 @@ mod scrub;
 mod server;
 
 use pyo3::prelude::*;
+use ramet_store::Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 /// The version of the package, from Cargo.toml.
 #[pyfunction]

@@ -10,6 +10,7 @@
 mod error;
 mod fault;
 mod file;
+mod heap;
 mod limit;
 pub mod locks;
 mod mapping;
@@ -20,6 +21,7 @@ mod rest;
 pub use error::StoreError;
 pub use fault::{Fault, FaultStore, Kept, Operation, When};
 pub use file::FileStore;
+pub use heap::Heap;
 pub use limit::LimitStore;
 pub use mapping::Mapping;
 pub use memory::MemoryStore;

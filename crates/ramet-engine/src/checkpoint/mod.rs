@@ -319,17 +319,15 @@ impl Engine {
             self.log.segment_entries(&also, at_cut.0)
         });
         let ((cut, _), objects, maps, gone, dirty_bytes) = at_cut;
-        let objects = objects
-            .into_iter()
-            .zip(maps)
-            .filter(|(object, _)| !object.is_gone())
-            .map(|(object, map)| {
-                let (fields, place) = (object.fields_now(), object.place());
-                ObjectAtCut { object, map, fields, place }
-            })
-            .collect();
+        // In one piece: there may be thousands, and most are there.
+        let mut captured = Vec::with_capacity(objects.len());
+        let there = objects.into_iter().zip(maps).filter(|(object, _)| !object.is_gone());
+        captured.extend(there.map(|(object, map)| {
+            let (fields, place) = (object.fields_now(), object.place());
+            ObjectAtCut { object, map, fields, place }
+        }));
         drop(commands);
-        Capture { cut, objects, gone, space, dirty_bytes }
+        Capture { cut, objects: captured, gone, space, dirty_bytes }
     }
 
     /// Say what of the segments that changed is dead as of the cut, and how they leave.
