@@ -7,14 +7,14 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// Smaller blocks are copied in less time than it takes to notice.
+/// What is smaller is copied in less than a tenth of a millisecond, at 5 us for each new page.
 const LARGE_BYTES: usize = 64 << 10;
 
 /// The system's allocator, which grows large blocks by allocating, copying and freeing, each by
 /// itself. To be declared as `#[global_allocator]`.
 pub struct Heap;
 
-// SAFETY: all of it is `System`; to grow a large block is made of its parts, as the trait does.
+// SAFETY: all of it is `System`; a large block is grown by its parts, as the trait itself does.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: handed on.
